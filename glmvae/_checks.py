@@ -1,0 +1,166 @@
+"""Checks at the eager boundary: an error names the argument, what was expected, what came, the first bad index.
+
+Values are looked at only when they are concrete; under ``jit``, ``vmap`` and ``grad`` a check of values is
+silent and a bad value shows as a documented NaN. Shapes and types are always checked.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+if TYPE_CHECKING:
+    from glmvae.families import Family
+
+
+def concrete(value: Any) -> bool:
+    """Whether the value can be looked at, that is, no part of it is a tracer."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def numeric(value: Any, name: str) -> Array:
+    """A real floating array: float32 and float64 are kept, all else becomes JAX's default float."""
+    if not isinstance(value, jax.Array):
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise TypeError(f"{name}: expected an array of numbers, got rows of unequal length") from error
+        if value.dtype.kind not in "fiub":
+            raise TypeError(f"{name}: expected an array of numbers, got dtype {value.dtype}")
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise TypeError(f"{name}: expected real numbers, got dtype {value.dtype}")
+    if value.dtype not in (np.dtype("float32"), np.dtype("float64")):
+        return jnp.asarray(value, jnp.result_type(float))
+    return jnp.asarray(value)
+
+
+def first_index(bad: Any) -> str:
+    """The first true entry of a mask as ``[i, j]``."""
+    return str([int(i) for i in np.argwhere(np.asarray(bad))[0]])
+
+
+def _first_value(value: Any, bad: Any) -> str:
+    return f"{np.asarray(value)[np.asarray(bad)].ravel()[0]:g}"
+
+
+def finite(value: Array, name: str) -> Array:
+    if concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
+        bad = ~np.isfinite(np.asarray(value))
+        where = f" at {first_index(bad)}" if bad.ndim else ""
+        raise ValueError(f"{name}: expected finite numbers, got {_first_value(value, bad)}{where}")
+    return value
+
+
+def in_support(x: Array, family: Family, name: str) -> Array:
+    """x, every entry of which the family can produce (or read as a proportion)."""
+    if not concrete((x, family)):
+        return x
+    upper = np.shape(family.support.upper)
+    if upper and (not x.ndim or upper[-1] != x.shape[-1]):
+        raise ValueError(f"{name}: expected {upper[-1]} columns, one for each of trials, got shape {x.shape}")
+    if not bool(jnp.all(family.support.contains(x))):
+        finite(x, name)
+        bad = ~np.asarray(family.support.contains(x))
+        where = f" at {first_index(bad)}" if bad.ndim else ""
+        raise ValueError(
+            f"{name}: expected values in the support {family.support} of {family!r}, got {_first_value(x, bad)}{where}"
+        )
+    return x
+
+
+def matrix(value: Any, name: str, *, columns: int | None = None, rows: int | None = None) -> Array:
+    """A finite matrix with at least one row and one column."""
+    array = numeric(value, name)
+    if array.ndim != 2:
+        raise ValueError(f"{name}: expected 2 dimensions (rows, columns), got shape {array.shape}")
+    if 0 in array.shape:
+        raise ValueError(f"{name}: expected at least one row and one column, got shape {array.shape}")
+    if columns is not None and array.shape[1] != columns:
+        raise ValueError(f"{name}: expected {columns} columns, got shape {array.shape}")
+    if rows is not None and array.shape[0] != rows:
+        raise ValueError(f"{name}: expected {rows} rows, got shape {array.shape}")
+    return finite(array, name)
+
+
+def vector(value: Any, name: str, length: int) -> Array:
+    """A finite vector of that length."""
+    array = numeric(value, name)
+    if array.shape != (length,):
+        raise ValueError(f"{name}: expected shape ({length},), got shape {array.shape}")
+    return finite(array, name)
+
+
+def rows_of(x: Any, family: Family, columns: int | None = None, name: str = "x") -> Array:
+    """Data: a matrix of observations in the family's support."""
+    array = numeric(x, name)
+    if concrete(array) and array.ndim == 2 and 0 not in array.shape:
+        in_support(array, family, name)
+    return matrix(array, name, columns=columns)
+
+
+def latent_dim(value: Any, columns: int, name: str = "latent_dim") -> int:
+    """An integer between 1 and the number of columns."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    try:
+        value = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from error
+    if not 1 <= value <= columns:
+        raise ValueError(f"{name}: expected an integer from 1 to the number of columns, {columns}, got {value}")
+    return value
+
+
+def _numbers(value: Any, name: str) -> np.ndarray | None:
+    if not concrete(value):
+        return None
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from error
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return array
+
+
+def _refuse(array: np.ndarray, bad: np.ndarray, name: str, expected: str) -> None:
+    if np.any(bad):
+        where = f" at {first_index(bad)}" if array.ndim else ""
+        raise ValueError(f"{name}: expected {expected}, got {_first_value(array, bad)}{where}")
+
+
+def positive(value: Any, name: str, columns: int | None = None) -> None:
+    """A positive finite number, or one a column where ``columns`` is given."""
+    array = _numbers(value, name)
+    if array is None:
+        return
+    allowed = ((),) if columns is None else ((), (columns,))
+    if array.shape not in allowed:
+        expected = "a scalar" if columns is None else f"a scalar or shape ({columns},)"
+        raise ValueError(f"{name}: expected {expected}, got shape {array.shape}")
+    _refuse(array, ~(np.isfinite(array) & (array > 0)), name, "a positive finite number")
+
+
+def at_least(value: Any, least: float, name: str) -> None:
+    """A finite number, or vector of them, none below ``least``."""
+    array = _numbers(value, name)
+    if array is None:
+        return
+    if array.ndim > 1:
+        raise ValueError(f"{name}: expected a scalar or a vector, one a column, got shape {array.shape}")
+    _refuse(array, ~(np.isfinite(array) & (array >= least)), name, f"a finite number of at least {least:g}")
+
+
+def nonzero_scalar(value: Any, name: str) -> None:
+    """A finite scalar other than 0."""
+    array = _numbers(value, name)
+    if array is None:
+        return
+    if array.ndim or not math.isfinite(array) or array == 0:
+        raise ValueError(f"{name}: expected a finite scalar other than 0, got {value!r}")

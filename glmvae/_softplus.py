@@ -1,0 +1,158 @@
+"""softplus, its derivatives of every order, and their Gaussian expectations, to full relative precision.
+
+Everything the Bernoulli, binomial and negative binomial families need reduces to
+
+    f(x) = log(1 + e^x) = max(x, 0) + r(x),      r(x) = log(1 + e^-|x|)
+
+and to ``E f(m + sqrt(v) Z)`` for standard normal Z. The *excess* r is what carries the digits: it is tiny
+where f is large, so the two parts are computed and differentiated apart and added last.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+# Per precision: nodes of the trapezoid rule and the half width of its window, in standard deviations; the
+# standard deviation up to which it is used; the panels of the half-line rule used above, and their order.
+_RULES = {
+    "float64": (64, 8.8, 2.25, (0.0, 2.5, 6.5, 12.0, 18.5, 26.0, 35.0, 46.0), 14),
+    "float32": (20, 5.6, 1.5, (0.0, 3.0, 8.0, 14.0, 22.0, 32.0, 44.0), 9),
+}
+
+
+def _sigmoid(x: Array) -> Array:
+    small = jnp.exp(-jnp.abs(x))
+    return jnp.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def _curvature_polynomial(order: int) -> np.ndarray:
+    """Coefficients, lowest first, of Q with softplus^(order) = p (1 - p) Q(p), p = sigmoid, order >= 2."""
+    q = np.polynomial.Polynomial([1.0])
+    p = np.polynomial.Polynomial([0.0, 1.0])
+    for _ in range(order - 2):
+        q = (1 - 2 * p) * q + (p - p**2) * q.deriv()
+    return q.coef
+
+
+def _derivative(order: int, x: Array) -> Array:
+    """The derivative of softplus of that order at x, relatively exact for x <= 0 up to order 2."""
+    if order == 0:
+        return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    p = _sigmoid(x)
+    if order == 1:
+        return p
+    return p * _sigmoid(-x) * jnp.polyval(jnp.asarray(_curvature_polynomial(order)[::-1], x.dtype), p)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def softplus_derivative(order: int, x: Array) -> Array:
+    """``d^order/dx^order log(1 + e^x)``, differentiable again to any order.
+
+    Automatic differentiation of softplus loses every digit of the second derivative where sigmoid rounds to 1
+    (x > 15 in float32); here each order has its own stable form.
+    """
+    return _derivative(order, x)
+
+
+@softplus_derivative.defjvp
+def _softplus_derivative_jvp(order: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return softplus_derivative(order, x), softplus_derivative(order + 1, x) * dx
+
+
+def softplus(x: Array) -> Array:
+    """``log(1 + e^x)``."""
+    return softplus_derivative(0, x)
+
+
+def sigmoid(x: Array) -> Array:
+    """``1 / (1 + e^-x)``."""
+    return softplus_derivative(1, x)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def expected_excess(order: int, mean: Array, variance: Array) -> Array:
+    """``E r^(order)(m + sqrt(v) Z)``: the Gaussian expectation of softplus less that of its kink at m.
+
+    Order 0 is ``E softplus - max(m, 0)``, order 1 ``E sigmoid - [m > 0]`` (the step is 1/2 at 0), and from
+    order 2 on the expected derivative of softplus itself.
+
+    Exactness: order 0 to a relative error of 1e-10 (float64; 3e-6 in float32) for |m| <= 30 and any standard
+    deviation; measured in ``tests/test_softplus.py``. Cost: 64 evaluations of softplus an entry (20 in
+    float32), and as many again of a Gaussian density where a standard deviation exceeds 2.25 (1.5).
+
+    The method: the trapezoid rule in Z, whose error falls like exp(-2 pi^2 / (h s)) because the nearest
+    singularity of softplus lies pi away from the real line. Its step must shrink with the spread s, so wide
+    Gaussians use Gauss-Legendre panels on the half line instead, where r is smooth and the Gaussian wide.
+    """
+    dtype = jnp.result_type(mean, variance)
+    nodes, window, widest, edges, panel_order = _RULES["float64" if dtype == jnp.float64 else "float32"]
+    mean, variance = jnp.broadcast_arrays(jnp.asarray(mean, dtype), jnp.asarray(variance, dtype))
+    distance, sd = jnp.abs(mean), jnp.sqrt(variance)
+
+    def trapezoid(distance: Array, sd: Array) -> Array:
+        offsets = np.linspace(-window, window, nodes)
+        weight = (offsets[1] - offsets[0]) / np.sqrt(2 * np.pi)
+        # The integrand peaks at Z = s, or where softplus bends, whichever comes first.
+        peak = jnp.minimum(sd, distance / jnp.maximum(sd, jnp.finfo(dtype).tiny))
+        z = peak[..., None] + jnp.asarray(offsets, dtype)
+        values = _derivative(order, sd[..., None] * z - distance[..., None]) * jnp.exp(-0.5 * z**2)
+        return jnp.sum(values, axis=-1) * jnp.asarray(weight, dtype)
+
+    def half_line(distance: Array, sd: Array) -> Array:
+        points, weights = np.polynomial.legendre.leggauss(panel_order)
+        half = np.diff(edges)[:, None] / 2
+        u = jnp.asarray((np.asarray(edges[:-1])[:, None] + half * (points + 1)).ravel(), dtype)
+        r = jnp.asarray((half * weights).ravel() / np.sqrt(2 * np.pi), dtype) * _derivative(order, -u)
+        sd = sd[..., None]
+
+        def gaussian(t: Array) -> Array:
+            return jnp.exp(-0.5 * (t / sd) ** 2) / sd
+
+        near, far = gaussian(distance[..., None] - u), gaussian(distance[..., None] + u)
+        total = jnp.sum(r * (near + (-1.0) ** order * far), axis=-1)
+        ratio = distance / sd[..., 0]
+        if order == 0:  # plus E max(eta, 0)
+            density = jnp.exp(-0.5 * ratio**2) / math.sqrt(2 * math.pi)
+            total = total + sd[..., 0] * (density - ratio * jax.scipy.stats.norm.sf(ratio))
+        elif order == 1:  # plus P(eta > 0)
+            total = total + jax.scipy.stats.norm.sf(ratio)
+        return total
+
+    wide = sd > widest
+    base = jax.lax.cond(
+        jnp.any(wide),
+        lambda: jnp.where(
+            wide,
+            half_line(distance, jnp.maximum(sd, widest)),
+            trapezoid(distance, jnp.minimum(sd, widest)),
+        ),
+        lambda: trapezoid(distance, sd),
+    )
+    if order == 1:
+        base = jnp.where(mean == 0, 0.0, base)  # sigmoid is 1/2 there, and so is the step
+    return jnp.where(mean > 0, (-1.0) ** order, 1.0).astype(dtype) * base
+
+
+@expected_excess.defjvp
+def _expected_excess_jvp(order: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    # d/dm E f = E f', d/dv E f = E f'' / 2: exact at v = 0 too, where differentiating sqrt(v) is not.
+    (mean, variance), (dm, dv) = primals, tangents
+    tangent = expected_excess(order + 1, mean, variance) * dm
+    return expected_excess(order, mean, variance), tangent + 0.5 * expected_excess(order + 2, mean, variance) * dv
+
+
+def expected_softplus(mean: Array, variance: Array) -> Array:
+    """``E log(1 + e^(m + sqrt(v) Z))``; see :func:`expected_excess` for its accuracy."""
+    return jnp.maximum(mean, 0.0) + expected_excess(0, mean, variance)
+
+
+def expected_sigmoid(mean: Array, variance: Array) -> Array:
+    """``E sigmoid(m + sqrt(v) Z)``."""
+    return jnp.heaviside(mean, 0.5) + expected_excess(1, mean, variance)
