@@ -75,8 +75,6 @@ class Dataset(NamedTuple):
             parts.append(f"image_shape={self.image_shape}")
         return f"Dataset({', '.join(parts)})"
 
-    __str__ = __repr__
-
 
 def synthetic(key: jax.Array, num_rows: int = 10_000, *, num_columns: int = 200, strength: float = 1.0) -> Dataset:
     """Binary data with two latent scores and sparse loadings, the paper's synthetic set.

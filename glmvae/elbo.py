@@ -3,8 +3,8 @@
     L = E_q log p(x | decoder(z)) - beta KL(q(z | x) || N(0, I))                     (1)
 
 Four ways to the expectation: ``elbo_exact`` (affine decoders, no Monte Carlo), ``elbo_monte_carlo`` (any decoder),
-``elbo_taylor`` (any decoder, second order in z at z0, (25)) and ``elbo_quadratic`` (affine decoders, second order in eta
-at eta0, whose maximum over q is (12), (14)). Each returns one value a row, in nats; the objective is their mean.
+``elbo_taylor`` (any decoder, second order in z at z0, (25)) and ``elbo_quadratic`` (affine decoders, second order in
+eta at eta0, whose maximum over q is (12), (14)). Each returns one value a row, in nats; the objective is their mean.
 A decoder is a function of one latent vector, ``z (kappa,) -> eta (d,)``.
 """
 
@@ -130,7 +130,7 @@ def elbo_quadratic(
     beta: float | Array = 1.0,
     dispersion: ArrayLike = 1.0,
 ) -> Float[Array, " n"]:
-    """L-hat in eta: the beta-ELBO with log p expanded to second order at eta0, for an affine decoder and any Gaussian q.
+    """L-hat in eta: the beta-ELBO of an affine decoder and any Gaussian q, with log p expanded at eta0.
 
         sum_j [c_j - w_j ((y_j - m_j)^2 + v_j) / 2] - beta KL,       eta_j ~ N(m_j, v_j) under q
 
@@ -154,8 +154,9 @@ def elbo_quadratic(
         >>> from glmvae import Posterior, elbo_quadratic
         >>> from glmvae.families import Poisson
         >>> q = Posterior(jnp.zeros((1, 1)), jnp.eye(1))
-        >>> print(elbo_quadratic([[1.0]], [0.0], [[0.0]], q, Poisson()))  # -(1 + 1/2)
-        [-1.5]
+        >>> value = elbo_quadratic([[1.0]], [0.0], [[0.0]], q, Poisson())
+        >>> print(f"{value[0]:.4f}")  # -(1 + 1/2)
+        -1.5000
 
     Source: (25) in eta; its maximum over q is (12), (14).
     """
@@ -318,8 +319,8 @@ def elbo_taylor(
 
         f(z0) + J (mu_z - z0) + tr(H Sigma_z) / 2 + (mu_z - z0)' H (mu_z - z0) / 2 - beta KL          (25)
 
-    with J and H from ``jax.grad`` and ``jax.hessian``, row by row. The paper's (4) leaves out the quadratic in the mean,
-    which vanishes only for z0 = mu_z.
+    with J and H from ``jax.grad`` and ``jax.hessian``, row by row. The paper's (4) leaves out the quadratic in the
+    mean, which vanishes only for z0 = mu_z.
 
     Args:
         decoder: ``z (kappa,) -> eta (d,)``, a jax function.
@@ -344,8 +345,8 @@ def elbo_taylor(
         >>> from glmvae import Posterior, elbo_taylor
         >>> from glmvae.families import Poisson
         >>> q = Posterior(jnp.zeros((1, 1)), jnp.eye(1))
-        >>> print(elbo_taylor(lambda z: z, [[0.0]], q, Poisson()))
-        [-1.5]
+        >>> print(f"{elbo_taylor(lambda z: z, [[0.0]], q, Poisson())[0]:.4f}")
+        -1.5000
 
     Source: (2)-(4), (25).
     """

@@ -23,7 +23,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae.families import Binomial, Family, Gaussian, Poisson, _as_floats
+from glmvae.families import Binomial, Family, Gaussian, Poisson
+from glmvae.families._base import as_floats
 
 
 class Expansion(NamedTuple):
@@ -188,7 +189,7 @@ def remainder_bounds(
     Source: Corollary 1, appendix A.3, with the remainder in integral form.
     """
     eta, eta0 = (_checks.numeric(v, n) for v, n in ((eta, "eta"), (expand_at, "expand_at")))
-    eta, eta0, phi = _as_floats(eta, eta0, dispersion)
+    eta, eta0, phi = as_floats(eta, eta0, dispersion)
     eta, eta0 = jnp.broadcast_arrays(eta, eta0)
     if isinstance(family, Gaussian):
         return jnp.zeros_like(eta), jnp.zeros_like(eta)
@@ -288,7 +289,7 @@ def expected_remainder_bounds(
 
     Source: Corollary 1 ("the expected error" of figure 1).
     """
-    m, v, eta0, phi = _as_floats(
+    m, v, eta0, phi = as_floats(
         *(_checks.numeric(a, n) for a, n in ((mean, "mean"), (variance, "variance"), (expand_at, "expand_at"))),
         dispersion,
     )

@@ -9,6 +9,7 @@ batches, in shards or from several machines. Covariances divide by the (weighted
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -180,7 +181,7 @@ def _one_pass(x: Float[Array, "n d"], family: Family | None, weights: Array | No
     block = min(_BLOCK, num_rows)
     shift = jnp.mean(x[:block], axis=0)
     edges = [num_columns * i // _STRIPS for i in range(_STRIPS + 1)]
-    strips = [(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False) if hi > lo]
+    strips = [(lo, hi) for lo, hi in itertools.pairwise(edges) if hi > lo]
 
     def add(rows: Array, w: Array | None, sums: tuple) -> tuple:
         total, statistic, grams, valid = sums
