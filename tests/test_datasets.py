@@ -122,6 +122,11 @@ def test_synthetic_is_a_function_of_its_key():
     assert (all_rows(first) != all_rows(other)).mean() > 0.3
 
 
+def test_synthetic_uses_no_key_twice():
+    with jax.debug_key_reuse(True):
+        datasets.synthetic(jax.random.key(0), 50, num_columns=40)
+
+
 def test_synthetic_is_the_same_in_both_precisions():
     single, double = [], []
     for precision, rows in ((False, single), (True, double)):
@@ -248,6 +253,7 @@ GOOD_IDX = idx_bytes(sample_bytes((3, 2, 2)))
         (b"\x00\x00\x08\x04" + b"\xff" * 16, "this file 0"),  # a product beyond 64 bits
         (b"<!DOCTYPE html>", "begins with 3c 21 44 4f"),
     ],
+    ids=range(10),
 )
 def test_idx_refuses(content, message):
     with pytest.raises(ValueError, match=message):
@@ -257,11 +263,11 @@ def test_idx_refuses(content, message):
 @pytest.mark.parametrize("cut", [3, 15, -9, -1])
 def test_truncated_gzip_is_refused(cut):
     with pytest.raises(ValueError, match="damaged gzip data"):
-        datasets._gunzip(gzip.compress(GOOD_IDX)[:cut])
+        datasets._gunzip(gzip.compress(GOOD_IDX, mtime=0)[:cut])
 
 
 def test_flipped_gzip_is_refused():
-    zipped = bytearray(gzip.compress(GOOD_IDX))
+    zipped = bytearray(gzip.compress(GOOD_IDX, mtime=0))
     zipped[-6] ^= 1  # in the checksum
     with pytest.raises(ValueError, match="damaged gzip data"):
         datasets._gunzip(bytes(zipped))
@@ -288,6 +294,7 @@ def test_faces_are_the_columns():
         (mat_bytes(ff=np.zeros((560, 3))), r"uint8 matrix, got float64 of shape \(560, 3\)"),
         (mat_bytes(ff=np.zeros((5, 6, 7), np.uint8)), r"uint8 matrix, got uint8 of shape \(5, 6, 7\)"),
     ],
+    ids=range(6),
 )
 def test_faces_refuse(content, message):
     with pytest.raises(ValueError, match=message):
@@ -405,7 +412,9 @@ def test_a_wrong_face_is_refused(tmp_path):
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(
-    "damage", [lambda zipped: zipped[:-20], lambda zipped: b"", lambda zipped: b"<html>"]
+    "damage",
+    [lambda zipped: zipped[:-20], lambda zipped: b"", lambda zipped: b"<html>"],
+    ids=["truncated", "empty", "web-page"],
 )
 def test_a_damaged_file_is_refused(tmp_path, damage):
     fill(tmp_path)
@@ -520,6 +529,7 @@ def test_download_fetches_only_what_is_missing(server, tmp_path):
         (b"<html>please log in</html>", "not an IDX file"),
         (b"", "not an IDX file"),
     ],
+    ids=["other-content", "truncated", "web-page", "empty"],
 )
 def test_a_corrupt_download_leaves_nothing(server, tmp_path, sent, message):
     server.files[MNIST_FILES[0]] = sent
