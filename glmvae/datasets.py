@@ -76,9 +76,7 @@ class Dataset(NamedTuple):
         return f"Dataset({', '.join(parts)})"
 
 
-def synthetic(
-    key: jax.Array, num_rows: int = 10_000, *, num_columns: int = 200, strength: float = 1.0
-) -> Dataset:
+def synthetic(key: jax.Array, num_rows: int = 10_000, *, num_columns: int = 200, strength: float = 1.0) -> Dataset:
     """Binary data with two latent scores and sparse loadings, the paper's synthetic set.
 
     Paper, B.2: Xi = A B', x ~ Bernoulli(sigmoid(Xi)) entry by entry. The two columns of A are N(0, 0.09) and
@@ -148,9 +146,7 @@ def digits() -> Dataset:
     pixels, labels = _extra("sklearn.datasets").load_digits(return_X_y=True)
     num_train = 2 * len(pixels) // 3
     x, labels = pixels.astype(np.float32), labels.astype(np.int32)
-    return Dataset(
-        "digits", x[:num_train], x[num_train:], Binomial(16), labels[:num_train], labels[num_train:], (8, 8)
-    )
+    return Dataset("digits", x[:num_train], x[num_train:], Binomial(16), labels[:num_train], labels[num_train:], (8, 8))
 
 
 def mnist(folder: str | os.PathLike[str] | None = None, *, download: bool = True) -> Dataset:
@@ -316,9 +312,7 @@ def _fetch(dataset: str, name: str, folder: Path, download: bool) -> np.ndarray:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Inside the folder, so that publishing never crosses a file system; gone whatever happens below.
-        with tempfile.TemporaryDirectory(
-            prefix=".glmvae-", dir=folder, ignore_cleanup_errors=True
-        ) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".glmvae-", dir=folder, ignore_cleanup_errors=True) as scratch:
             part = Path(scratch, name)
             pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(url, str(part), None)
             content = _decode(part, name)

@@ -135,9 +135,7 @@ def test_synthetic_is_the_same_in_both_precisions():
     np.testing.assert_array_equal(single[0], double[0])
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "num_train"), [(2, 1), (3, 2), (99, 66), (100, 67), (np.int64(101), 67)]
-)
+@pytest.mark.parametrize(("num_rows", "num_train"), [(2, 1), (3, 2), (99, 66), (100, 67), (np.int64(101), 67)])
 def test_synthetic_split_keeps_rows_on_both_sides(num_rows, num_train):
     data = datasets.synthetic(jax.random.key(0), num_rows, num_columns=40)
     assert (len(data.train), len(data.test)) == (num_train, num_rows - num_train)
@@ -193,9 +191,7 @@ def test_digits_without_scikit_learn_says_what_to_install(monkeypatch):
 
 def test_load_finds_the_offline_sets():
     np.testing.assert_array_equal(datasets.load("digits").test, datasets.digits().test)
-    np.testing.assert_array_equal(
-        datasets.load("synthetic").train, datasets.synthetic(jax.random.key(0)).train
-    )
+    np.testing.assert_array_equal(datasets.load("synthetic").train, datasets.synthetic(jax.random.key(0)).train)
 
 
 def test_load_refuses_an_unknown_name():
