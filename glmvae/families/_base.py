@@ -148,15 +148,36 @@ class Family:
         return self._expected_log_prob(x, mean, variance, dispersion)
 
     def _expected_log_prob(self, x: Array, mean: Array, variance: Array, dispersion: Array) -> Array:
-        z = np.linspace(-8.8, 8.8, 64)
-        weights = np.exp(-0.5 * z**2) / np.sum(np.exp(-0.5 * z**2))
-        # sqrt has no derivative at 0, where the expectation does not depend on it.
-        sd = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-        values = [
-            w * self._log_prob(x, mean + jnp.asarray(t, x.dtype) * sd, dispersion)
-            for t, w in zip(z, weights.tolist(), strict=True)
-        ]
-        return jnp.asarray(sum(values))
+        return gaussian_expectation(lambda eta: self._log_prob(x, eta, dispersion), mean, variance)
+
+    def expected_gradient(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
+        """The derivative of E log p(x | eta) in the mean of eta ~ N(mean, variance), entry by entry.
+
+        theta' (x - E mu) / phi for linearly canonical families. Where it and :meth:`expected_log_prob` are
+        quadratures, they are the same one.
+        """
+        slope = self.natural_parameter_derivative
+        return gaussian_expectation(lambda eta: slope(eta) * (x - self.mean(eta)) / dispersion, mean, variance)
+
+    def expected_weight(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
+        """Minus the second derivative of E log p(x | eta) in the mean of eta, entry by entry; positive.
+
+        E theta'^2 F'' / phi for linearly canonical families, without x. For others the curvature depends on x; where it
+        is not positive its expectation over x (Fisher's) stands in.
+        """
+        slope = self.natural_parameter_derivative
+
+        def fisher(eta: Array) -> Array:
+            return slope(eta) ** 2 * self.variance_function(eta) / dispersion
+
+        expected = gaussian_expectation(fisher, mean, variance)
+        if self.linearly_canonical:
+            return expected
+        bend = elementwise(jax.grad(lambda eta: slope(eta)))
+        curvature = expected - gaussian_expectation(
+            lambda eta: bend(eta) * (x - self.mean(eta)) / dispersion, mean, variance
+        )
+        return jnp.where(curvature > 0, curvature, expected)
 
     def expansion_constant(
         self, mean: Array, variance: ArrayLike, statistic: Array, eta0: Array, dispersion: Array
@@ -210,6 +231,17 @@ def as_floats(*values: ArrayLike) -> list[Array]:
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
     return [jnp.asarray(v, dtype) for v in values]
+
+
+def gaussian_expectation(f: Callable[[Array], Array], mean: Array, variance: Array) -> Array:
+    """E f(eta) for eta ~ N(mean, variance), entry by entry, by a trapezoid rule of 64 nodes."""
+    mean, variance = jnp.broadcast_arrays(mean, variance)
+    z = np.linspace(-8.8, 8.8, 64)
+    weights = np.exp(-0.5 * z**2) / np.sum(np.exp(-0.5 * z**2))
+    # sqrt has no derivative at 0, where the expectation does not depend on it.
+    sd = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+    values = [w * f(mean + jnp.asarray(t, mean.dtype) * sd) for t, w in zip(z, weights.tolist(), strict=True)]
+    return jnp.asarray(sum(values))
 
 
 def elementwise(f: Callable[[Array], Array]) -> Callable[[Array], Array]:

@@ -54,6 +54,12 @@ class Gaussian(Family):
     def _expected_log_prob(self, x: Array, mean: Array, variance: Array, dispersion: Array) -> Array:
         return self._log_prob(x, mean, dispersion) - 0.5 * self._scale(mean) ** 2 * variance / dispersion
 
+    def expected_gradient(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
+        return self._scale(mean) * (x - self.mean(mean)) / dispersion
+
+    def expected_weight(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
+        return jnp.broadcast_to(self._scale(mean) ** 2 / dispersion, jnp.broadcast_shapes(mean.shape, variance.shape))
+
     def expansion_constant(
         self, mean: Array, variance: ArrayLike, statistic: Array, eta0: Array, dispersion: Array
     ) -> Array:
@@ -123,6 +129,16 @@ class Binomial(Family):
         kink = x * jnp.maximum(-m, 0.0) + (n - x) * jnp.maximum(m, 0.0)
         return -(kink + n * expected_excess(0, m, scale**2 * variance)) / dispersion + self.log_base_measure(x)
 
+    def expected_gradient(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
+        scale, n = self._scale(mean), self._trials(x)
+        m, excess = scale * mean, expected_excess(1, scale * mean, scale**2 * variance)
+        # x - n E sigmoid, with n - x taken first where sigmoid is near 1
+        return scale * (jnp.where(m > 0, x - n, jnp.where(m < 0, x, x - 0.5 * n)) - n * excess) / dispersion
+
+    def expected_weight(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
+        scale = self._scale(mean)
+        return self._trials(x) * scale**2 * expected_excess(2, scale * mean, scale**2 * variance) / dispersion
+
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
         p = sigmoid(self.natural_parameter(eta))
         return jax.random.binomial(key, self._trials(p), p, dtype=p.dtype)
@@ -184,9 +200,18 @@ class Poisson(Family):
         return jnp.log(mean) / self._scale(mean)
 
     def _expected_log_prob(self, x: Array, mean: Array, variance: Array, dispersion: Array) -> Array:
-        scale = self._scale(mean)
-        kernel = x * scale * mean - jnp.exp(scale * mean + 0.5 * scale**2 * variance)
+        kernel = x * self._scale(mean) * mean - self._expected_rate(mean, variance)
         return kernel / dispersion + self.log_base_measure(x)
+
+    def _expected_rate(self, mean: Array, variance: Array) -> Array:
+        scale = self._scale(mean)
+        return jnp.exp(scale * mean + 0.5 * scale**2 * variance)
+
+    def expected_gradient(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
+        return self._scale(mean) * (x - self._expected_rate(mean, variance)) / dispersion
+
+    def expected_weight(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
+        return self._scale(mean) ** 2 * self._expected_rate(mean, variance) / dispersion
 
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
         rate = self.mean(eta)

@@ -1,0 +1,75 @@
+"""The expected gradient and weight of log p against automatic differentiation of the expected log p."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmvae.families import Bernoulli, Binomial, CustomFamily, Gaussian, Poisson, Support
+
+# Differences of quadratures of known accuracy; float32 has 20 nodes.
+RELATIVE = {"float64": 1e-8, "float32": 2e-4}
+
+
+def _log_activation(eta):
+    return -jnp.exp(-eta)
+
+
+def _gamma_normalizer(theta):
+    return -jnp.log(-theta)
+
+
+def _cubed(eta):
+    return eta + eta**3 / 3
+
+
+def _square(theta):
+    return theta**2 / 2
+
+
+FAMILIES = [
+    Gaussian(),
+    Gaussian(activation_scale=0.5),
+    Bernoulli(),
+    Binomial(5, activation_scale=2.0),
+    Poisson(),
+    Poisson(activation_scale=0.5),
+    CustomFamily(jnp.exp, limits=Support(0.0)),
+    CustomFamily(_gamma_normalizer, activation=_log_activation, limits=Support(0.0, open_lower=True)),
+]
+
+
+def _points(dtype):
+    mean, variance = np.meshgrid([-2.0, -0.3, 0.4, 1.5], [1e-3, 0.2, 1.0])
+    x = np.where(mean > 0, 1.0, 0.25)
+    return (jnp.asarray(a.ravel(), dtype) for a in (x, mean, variance))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=repr)
+def test_they_are_the_derivatives_of_the_expected_log_prob(family, dtype):
+    x, mean, variance = _points(dtype)
+    phi = jnp.asarray(0.7, dtype)
+
+    def value(x, m, v):
+        return family.expected_log_prob(x, m, v, phi)
+
+    gradient = jax.jit(jax.vmap(jax.grad(value, 1)))(x, mean, variance)
+    curvature = -jax.jit(jax.vmap(jax.grad(jax.grad(value, 1), 1)))(x, mean, variance)
+    got_gradient = family.expected_gradient(x, mean, variance, phi)
+    got_weight = family.expected_weight(x, mean, variance, phi)
+    tolerance = RELATIVE[dtype.name]
+    np.testing.assert_allclose(got_gradient, gradient, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(got_weight, curvature, rtol=tolerance, atol=tolerance)
+    assert got_gradient.dtype == got_weight.dtype == dtype
+    # Control: the derivatives at the mean, without the expectation, are another thing.
+    if not isinstance(family, Gaussian):
+        at_mean = family.expected_gradient(x, mean, jnp.zeros_like(variance), phi)
+        assert not np.allclose(at_mean, gradient, rtol=tolerance, atol=tolerance)
+
+
+def test_a_curvature_that_is_not_positive_is_replaced_by_its_expectation(dtype):
+    family = CustomFamily(_square, activation=_cubed)
+    x, mean, variance = (jnp.full(1, v, dtype) for v in (30.0, 1.0, 0.01))
+    second = jax.vmap(jax.grad(jax.grad(lambda m: family.expected_log_prob(x[0], m, variance[0]))))(mean)
+    assert second[0] > 0  # log p is convex there
+    assert family.expected_weight(x, mean, variance)[0] > 0
