@@ -94,6 +94,8 @@ def moments(
     x = _checks.numeric(x, "x")
     if x.ndim != 2 or 0 in x.shape:
         _checks.matrix(x, "x")
+    if family is not None:
+        _checks.columns_of(x, family, "x")
     if weights is not None:
         weights = _checks.vector(weights, "weights", x.shape[0]).astype(x.dtype)
         _check_weights(weights)
@@ -179,7 +181,8 @@ def _one_pass(x: Float[Array, "n d"], family: Family | None, weights: Array | No
     """Moments, and whether every entry was finite and in the support."""
     num_rows, num_columns = x.shape
     block = min(_BLOCK, num_rows)
-    shift = jnp.mean(x[:block], axis=0)
+    # From the first row: a column that never leaves its first value has variance 0, whatever its mean rounds to.
+    shift = x[0] + jnp.mean(x[:block] - x[0], axis=0)
     edges = [num_columns * i // _STRIPS for i in range(_STRIPS + 1)]
     strips = [(lo, hi) for lo, hi in itertools.pairwise(edges) if hi > lo]
 
@@ -219,7 +222,6 @@ def _one_pass(x: Float[Array, "n d"], family: Family | None, weights: Array | No
     upper = jnp.triu(upper)
     gram = upper + upper.T - jnp.diag(jnp.diag(upper))
     covariance = gram / count - jnp.outer(offset, offset)
-    # A column that never leaves its first value has variance 0, whatever the rounding of its mean.
     valid &= jnp.all(jnp.isfinite(covariance))
     result = Moments(count, shift + offset, covariance, None if family is None else statistic / count)
     return result, valid

@@ -120,8 +120,8 @@ def fit(
 
     Exactness: the global maximum of L-hat over loadings, intercept and Gaussian posteriors. L-hat itself is the
     beta-ELBO for Gaussian, a lower bound of it for Bernoulli and binomial at ``"zero"``, otherwise an approximation.
-    Gaussian data that lie in fewer than ``latent_dim`` dimensions have no finite optimum when the dispersion is
-    estimated: the limit is returned, dispersion 0 and L-hat infinite. Under ``jit`` bad values give NaN.
+    Gaussian data that fill at most ``latent_dim`` dimensions, and fewer than d / beta, have no finite optimum when the
+    dispersion is estimated: the limit is returned, dispersion 0 and L-hat infinite. Under ``jit`` bad values give NaN.
 
     Cost: one pass over the data, O(N d^2), and one eigendecomposition, O(d^3); nothing of size N is kept.
 
@@ -198,6 +198,7 @@ def _fit(
     values, weight = spectrum.eigenvalues, spectrum.weight
     # ``unit`` is the dispersion the whitening has left out: eigenvalues are lambda * unit, the cut-off beta * unit.
     unit = gaussian_dispersion(values, latent_dim, beta) if estimate else jnp.ones((), dtype)
+    values = jnp.where(unit > 0, values, without_rounding(values))  # without noise there is no other cut-off
     phi = unit if dispersion is None else dispersion
     cutoff = beta * unit
     top, vectors = values[:latent_dim], spectrum.eigenvectors[:, :latent_dim]
@@ -246,7 +247,8 @@ def gaussian_dispersion(eigenvalues: Float[Array, " d"], latent_dim: int, beta: 
         beta: weight of the KL divergence, positive.
 
     Returns:
-        sigma^2, a scalar; 0 where the ELBO grows without bound (the data fill at most kappa dimensions).
+        sigma^2, a scalar; 0 where the ELBO grows without bound: the data fill at most kappa dimensions, and beta
+        times their number is below d.
 
     Exactness: the global maximum. The profile of the ELBO in sigma^2 has one mode.
 
@@ -259,9 +261,9 @@ def gaussian_dispersion(eigenvalues: Float[Array, " d"], latent_dim: int, beta: 
     Source: (18); Tipping and Bishop (1999).
     """
     d = eigenvalues.shape[0]
+    eigenvalues = without_rounding(eigenvalues)
     tail = jnp.cumsum(eigenvalues[::-1])[::-1]  # tail[a] = sum_{j>a}
     tail = jnp.concatenate([tail, jnp.zeros(1, tail.dtype)])
-    tail = jnp.where(tail <= d * jnp.finfo(tail.dtype).eps * tail[0], 0.0, tail)
     beta = jnp.asarray(beta, tail.dtype)
     units = jnp.arange(latent_dim, dtype=tail.dtype)
     # Unit a + 1 joins while it exceeds the cut-off of the a before it; then d - beta a stays positive by itself.
@@ -270,6 +272,13 @@ def gaussian_dispersion(eigenvalues: Float[Array, " d"], latent_dim: int, beta: 
     active = jnp.sum(jnp.cumprod(joins.astype(jnp.int32)))
     remaining = d - beta * active.astype(tail.dtype)
     return tail[active] / jnp.where(remaining > 0, remaining, 1.0)
+
+
+def without_rounding(eigenvalues: Float[Array, " d"]) -> Float[Array, " d"]:
+    """Descending eigenvalues, the last of them set to 0 where their sum is no more than the rounding of the first."""
+    tail = jnp.cumsum(eigenvalues[::-1])[::-1]
+    rounding = eigenvalues.shape[0] * jnp.finfo(eigenvalues.dtype).eps * tail[0]
+    return jnp.where(tail > rounding, eigenvalues, 0.0)
 
 
 def posterior(optimum: AffineOptimum, x: ArrayLike) -> Posterior:

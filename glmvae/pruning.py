@@ -31,6 +31,7 @@ from glmvae.optimum import (
     estimates_dispersion,
     gaussian_dispersion,
     whitened_spectrum,
+    without_rounding,
 )
 
 
@@ -118,8 +119,10 @@ def _path(data: Moments, family: Family, betas: Array, phi: Array | None, eta0: 
     values = _eigenvalues(data, family, phi, eta0)
 
     def at(beta: Array) -> Array:
-        unit = gaussian_dispersion(values, latent_dim, beta) if phi is None else jnp.ones((), values.dtype)
-        return _activity(values[:latent_dim], beta * unit)
+        if phi is not None:
+            return _activity(values[:latent_dim], beta)
+        unit = gaussian_dispersion(values, latent_dim, beta)
+        return _activity(jnp.where(unit > 0, values, without_rounding(values))[:latent_dim], beta * unit)
 
     return jax.vmap(at)(betas)
 
@@ -168,8 +171,13 @@ def beta_for_active_units(
     data, eta0, phi = _arguments(moments, family, dispersion, expand_at)
     d = data.mean.shape[0]
     latent_dim = d if latent_dim is None else _checks.latent_dim(latent_dim, d)
-    units = 0 if units == 0 and not isinstance(units, bool) else _checks.latent_dim(units, latent_dim, "units")
-    values = np.asarray(_eigenvalues(data, family, phi, eta0), np.float64)
+    units = (
+        0
+        if isinstance(units, int | np.integer) and units == 0 and not isinstance(units, bool)
+        else _checks.latent_dim(units, latent_dim, "units")
+    )
+    spectrum = _eigenvalues(data, family, phi, eta0)
+    values = np.asarray(without_rounding(spectrum) if phi is None else spectrum, np.float64)
     rest = float(values[units:].sum())
 
     def leaves(value: float) -> float:
