@@ -1,0 +1,184 @@
+"""The nets against the same nets written out in NumPy, and their posterior against the core's own formulas."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from glmvae import elbo_monte_carlo, kl_divergence, nets
+from glmvae.families import Bernoulli, Binomial, Gaussian, Poisson
+
+COLUMNS, LATENT, ROWS = 6, 2, 5
+# Matrix products of at most 8 terms of order 1: a few tens of rounding units.
+ROUNDING = {"float32": 1e-5, "float64": 1e-13}
+
+
+@pytest.fixture(params=["deep", "canonical"])
+def make(request):
+    def build(full_covariance=False, family=None, seed=0, latent_dim=LATENT, dtype=None):
+        key, family = jax.random.key(seed), family or Bernoulli()
+        more = {"full_covariance": full_covariance, "dtype": dtype}
+        if request.param == "deep":
+            widths = {"encoder_widths": (8, 7), "decoder_widths": (7, 8)}
+            return nets.deep(key, COLUMNS, latent_dim, family, **widths, **more)
+        return nets.canonical(key, COLUMNS, latent_dim, family, encoder_widths=(8, 6), **more)
+
+    return build
+
+
+@pytest.fixture
+def x(dtype):
+    return jnp.asarray(np.random.default_rng(0).random((ROWS, COLUMNS)), dtype)
+
+
+def numpy_layers(h, layers, last):
+    for layer in layers:
+        h = np.maximum(h @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...]), 0)
+    return h @ np.asarray(last.kernel[...]) + np.asarray(last.bias[...])
+
+
+def test_the_encoder_is_the_relu_net_of_its_weights(make, x, dtype):
+    vae = make()
+    q = vae.encoder(x)
+    assert q.mean.shape == (ROWS, LATENT)
+    assert q.covariance.shape == (ROWS, LATENT, LATENT)
+    assert q.mean.dtype == q.covariance.dtype == dtype
+    mean = numpy_layers(np.asarray(x), vae.encoder_layers, vae.mean_layer)
+    variance = np.exp(numpy_layers(np.asarray(x), vae.encoder_layers, vae.scale_layer))
+    np.testing.assert_allclose(q.mean, mean, rtol=0, atol=ROUNDING[str(dtype)] * np.abs(mean).max())
+    np.testing.assert_allclose(q.covariance, [np.diag(v) for v in variance], rtol=100 * ROUNDING[str(dtype)])
+
+
+def test_the_decoder_takes_one_latent_vector_or_rows_of_them(make, dtype):
+    vae = make()
+    z = jnp.asarray(np.random.default_rng(1).normal(size=(4, LATENT)), dtype)
+    rows = vae.decoder(z)
+    expected = numpy_layers(np.asarray(z), vae.decoder_layers, vae.output_layer)
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=ROUNDING[str(dtype)] * np.abs(expected).max())
+    np.testing.assert_allclose(jax.vmap(vae.decoder)(z), rows, rtol=0, atol=ROUNDING[str(dtype)])
+    assert vae.decoder(z[0]).shape == (COLUMNS,)
+    assert rows.dtype == dtype
+
+
+def test_a_full_covariance_is_positive_definite_and_not_diagonal(make, x):
+    q = make(full_covariance=True).encoder(x)
+    assert (np.linalg.eigvalsh(q.covariance) > 0).all()
+    assert (np.abs(q.covariance[:, 0, 1]) > 1e-3).all()
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+def test_kl_and_draws_from_the_scale_are_those_of_the_covariance(make, x, dtype, full):
+    vae = make(full_covariance=full)
+    q, (mean, scale) = vae.encoder(x), vae.encode(x)
+    tolerance = {"float32": 1e-4, "float64": 1e-11}[str(dtype)]  # kl_divergence factors the covariance again
+    np.testing.assert_allclose(nets.kl_of_scale(mean, scale), kl_divergence(q), rtol=tolerance, atol=tolerance)
+    # each unit vector as noise gives the columns of a square root of the covariance
+    roots = jnp.stack(
+        [nets.reparameterise(mean, scale, jnp.broadcast_to(e, mean.shape)) - mean for e in jnp.eye(LATENT, dtype=dtype)]
+    )
+    np.testing.assert_allclose(jnp.einsum("lnk,lnm->nkm", roots, roots), q.covariance, rtol=tolerance, atol=tolerance)
+
+
+def test_only_an_affine_decoder_has_loadings(dtype):
+    vae = nets.canonical(jax.random.key(0), COLUMNS, LATENT, Gaussian(), encoder_widths=(8,))
+    z = jnp.ones((3, LATENT), dtype)
+    assert vae.affine_decoder
+    np.testing.assert_allclose(vae.decoder(z), z @ vae.loadings.T + vae.intercept, atol=ROUNDING[str(dtype)])
+    deep = nets.deep(jax.random.key(0), COLUMNS, LATENT, Gaussian(), encoder_widths=(8,), decoder_widths=(8,))
+    assert not deep.affine_decoder
+    for name in ("loadings", "intercept"):
+        with pytest.raises(ValueError, match=f"{name}: the decoder is not affine"):
+            getattr(deep, name)
+
+
+def test_he_weights_have_variance_two_over_fan_in():
+    vae = nets.deep(jax.random.key(0), 500, 2, Gaussian(), encoder_widths=(400,), decoder_widths=(400,))
+    for layer, fan_in in ((vae.encoder_layers[0], 500), (vae.output_layer, 400)):
+        kernel = np.asarray(layer.kernel[...])
+        # 200,000 draws: the sample variance has a relative standard error of 0.3 %
+        assert abs(kernel.var() * fan_in / 2 - 1) < 5 * np.sqrt(2 / kernel.size)
+        assert not np.asarray(layer.bias[...]).any()
+
+
+def test_the_default_widths_are_the_papers():
+    deep = jax.eval_shape(lambda: nnx.state(nets.deep(jax.random.key(0), 50, 3, Bernoulli()), nnx.Param))
+    canonical = jax.eval_shape(lambda: nnx.state(nets.canonical(jax.random.key(0), 50, 3, Bernoulli()), nnx.Param))
+
+    def shapes(state):
+        return sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim == 2)
+
+    assert shapes(deep) == sorted([(50, 2000), (2000, 1000), (1000, 3), (1000, 3), (3, 1000), (1000, 2000), (2000, 50)])
+    assert shapes(canonical) == sorted([(50, 2000), (2000, 50), (50, 3), (50, 3), (3, 50)])
+
+
+def test_a_key_makes_one_net(make):
+    first, again, other = (nnx.state(make(seed=s)) for s in (0, 0, 1))
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, first, again)))
+    assert not all(jax.tree.leaves(jax.tree.map(jnp.array_equal, first, other)))
+
+
+@pytest.mark.parametrize("family", [Bernoulli(), Binomial(np.arange(1.0, 7.0)), Gaussian(), Poisson()], ids=repr)
+def test_a_net_passes_through_jit_split_and_the_cores_elbo(make, x, family):
+    vae = make(family=family)
+    structure, params, rest = nnx.split(vae, nnx.Param, ...)
+
+    @jax.jit
+    def elbo(params, x):
+        net = nnx.merge(structure, params, rest)
+        return elbo_monte_carlo(jax.random.key(0), net.decoder, x, net.encoder(x), net.family, num_samples=2)[0]
+
+    assert jnp.isfinite(elbo(params, x)).all()
+    gradient = jax.grad(lambda p: elbo(p, x).sum())(params)
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.float64
+def test_the_dtype_may_be_chosen(make, x):
+    assert make(dtype=jnp.float32).encoder(x).mean.dtype == jnp.float32
+    assert make().encoder(x).mean.dtype == jnp.float64
+
+
+GOOD = {"columns": 6, "latent_dim": 2, "family": Bernoulli(), "encoder_widths": (8,), "decoder_widths": (8,)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"columns": 0}, ValueError, "columns: expected an integer of at least 1, got 0"),
+        ({"columns": 2.5}, TypeError, "columns: expected an integer"),
+        ({"latent_dim": 7}, ValueError, "latent_dim: expected an integer from 1 to the number of columns, 6, got 7"),
+        ({"latent_dim": True}, TypeError, "latent_dim: expected an integer"),
+        ({"encoder_widths": (8, 0)}, ValueError, "encoder_widths: expected an integer of at least 1, got 0"),
+        ({"decoder_widths": (1.5,)}, TypeError, "decoder_widths: expected an integer"),
+        ({"family": "bernoulli"}, TypeError, "family: expected a Family, got str"),
+        ({"dtype": jnp.int32}, ValueError, "dtype: expected float32 or float64, got int32"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, error, message):
+    with pytest.raises(error, match=message):
+        nets.deep(jax.random.key(0), **(GOOD | wrong))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.ones((2, 5)), ValueError, "x: expected 6 columns"),
+        (np.ones(6), ValueError, "x: expected 2 dimensions"),
+        (np.full((1, 6), np.nan), ValueError, r"x: expected finite numbers, got nan at \[0, 0\]"),
+        ([["a"] * 6], TypeError, "x: expected an array of numbers"),
+    ],
+)
+def test_the_encoder_names_bad_data(x, error, message):
+    with pytest.raises(error, match=message):
+        nets.deep(jax.random.key(0), **GOOD).encoder(x)
+
+
+def test_importing_the_library_does_not_import_flax_or_optax():
+    code = "import sys, glmvae; sys.exit(any(m in sys.modules for m in ('flax', 'optax', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    code = "import sys; from glmvae import nets; sys.exit('flax' not in sys.modules)"  # the check can fail
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
