@@ -61,17 +61,23 @@ def in_support(x: Array, family: Family, name: str) -> Array:
     """x, every entry of which the family can produce (or read as a proportion)."""
     if not concrete((x, family)):
         return x
-    upper = np.shape(family.support.upper)
-    if upper and (not x.ndim or upper[-1] != x.shape[-1]):
-        raise ValueError(f"{name}: expected {upper[-1]} columns, one for each of trials, got shape {x.shape}")
+    columns_of(x, family, name)
     if not bool(jnp.all(family.support.contains(x))):
         finite(x, name)
         bad = ~np.asarray(family.support.contains(x))
         where = f" at {first_index(bad)}" if bad.ndim else ""
+        member = family.of_column(int(np.argwhere(bad)[0][-1])) if bad.ndim else family
         raise ValueError(
-            f"{name}: expected values in the support {family.support} of {family!r}, got {_first_value(x, bad)}{where}"
+            f"{name}: expected values in the support {member.support} of {member!r}, got {_first_value(x, bad)}{where}"
         )
     return x
+
+
+def columns_of(x: Array, family: Family, name: str) -> None:
+    """x has as many columns as the family is for."""
+    columns = family.columns
+    if columns is not None and (not x.ndim or columns != x.shape[-1]):
+        raise ValueError(f"{name}: expected {columns} columns, the number {family!r} is for, got shape {x.shape}")
 
 
 def matrix(value: Any, name: str, *, columns: int | None = None, rows: int | None = None) -> Array:
@@ -152,9 +158,28 @@ def at_least(value: Any, least: float, name: str) -> None:
     array = _numbers(value, name)
     if array is None:
         return
+    _refuse_matrix(array, name)
+    _refuse(array, ~(np.isfinite(array) & (array >= least)), name, f"a finite number of at least {least:g}")
+
+
+def positive_each(value: Any, name: str) -> None:
+    """A positive finite number, or vector of them."""
+    array = _numbers(value, name)
+    if array is None:
+        return
+    _refuse_matrix(array, name)
+    _refuse(array, ~(np.isfinite(array) & (array > 0)), name, "a positive finite number")
+
+
+def _refuse_matrix(array: np.ndarray, name: str) -> None:
     if array.ndim > 1:
         raise ValueError(f"{name}: expected a scalar or a vector, one a column, got shape {array.shape}")
-    _refuse(array, ~(np.isfinite(array) & (array >= least)), name, f"a finite number of at least {least:g}")
+
+
+def length(value: Any) -> int | None:
+    """The number of columns that a parameter is for: None for a scalar, which is for any number."""
+    shape = np.shape(value)
+    return shape[-1] if shape else None
 
 
 def nonzero_scalar(value: Any, name: str) -> None:

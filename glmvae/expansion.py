@@ -14,6 +14,7 @@ than columns does not exist unless the intercept lies in the span of the loading
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae.families import Binomial, Family, Gaussian, Poisson
+from glmvae.families import Binomial, Family, Gaussian, Mixed, Poisson
 from glmvae.families._base import as_floats
 
 
@@ -89,7 +90,8 @@ def expansion_point(expand_at: ArrayLike | str, family: Family, mean: Float[Arra
 
 def working_weight(family: Family, eta0: Float[Array, "*s"], dispersion: ArrayLike = 1.0) -> Float[Array, "*s"]:
     """w = theta'(eta0)^2 F''(theta(eta0)) / phi: minus the (expected) second derivative of log p in eta, (28)."""
-    return family.natural_parameter_derivative(eta0) ** 2 * family.variance_function(eta0) / dispersion
+    # theta'^2 F'' = theta' mu', which does not overflow where F'' does
+    return family.natural_parameter_derivative(eta0) * family.mean_derivative(eta0) / dispersion
 
 
 def working_response(family: Family, x: Float[Array, "*n d"], eta0: Float[Array, " d"]) -> Float[Array, "*n d"]:
@@ -165,7 +167,7 @@ def remainder_bounds(
     \\|delta\\| > 2 the difference itself is taken, with its rounding.
 
     Args:
-        family: Gaussian (0), Bernoulli, Binomial or Poisson, with any ``activation_scale``.
+        family: Gaussian (0), Bernoulli, Binomial or Poisson, with any ``activation_scale``, or Mixed of these.
         eta: linear predictors, any shape.
         expand_at: eta0, broadcast against eta.
         dispersion: phi.
@@ -190,6 +192,8 @@ def remainder_bounds(
     """
     eta, eta0 = (_checks.numeric(v, n) for v, n in ((eta, "eta"), (expand_at, "expand_at")))
     eta, eta0, phi = as_floats(eta, eta0, dispersion)
+    if isinstance(family, Mixed):
+        return _over_members(remainder_bounds, family, eta, eta0, dispersion=phi)
     eta, eta0 = jnp.broadcast_arrays(eta, eta0)
     if isinstance(family, Gaussian):
         return jnp.zeros_like(eta), jnp.zeros_like(eta)
@@ -231,6 +235,14 @@ def remainder_bounds(
     return lower / phi, upper / phi
 
 
+def _over_members(
+    bounds: Callable[..., tuple[Array, Array]], family: Mixed, *values: Array, dispersion: Array
+) -> tuple[Array, Array]:
+    parts = zip(family.families, *(family.split(v) for v in values), family.split(dispersion), strict=True)
+    lower, upper = zip(*(bounds(member, *v, dispersion=phi) for member, *v, phi in parts), strict=True)
+    return family.join(lower), family.join(upper)
+
+
 def _third_derivative(family: Family, theta: Array) -> Array:
     if isinstance(family, Poisson):
         return jnp.exp(theta)
@@ -265,7 +277,7 @@ def expected_remainder_bounds(
         Poisson:         e^theta0 / 6 [-E delta^3 e^delta, -E delta^3]
 
     Args:
-        family: Gaussian (0), Bernoulli, Binomial or Poisson.
+        family: Gaussian (0), Bernoulli, Binomial or Poisson, or Mixed of these.
         mean, variance: of the linear predictors, any shapes that broadcast; ``W mu_z + b`` and
             ``diag(W Sigma_z W')`` under a posterior.
         expand_at: eta0.
@@ -293,6 +305,8 @@ def expected_remainder_bounds(
         *(_checks.numeric(a, n) for a, n in ((mean, "mean"), (variance, "variance"), (expand_at, "expand_at"))),
         dispersion,
     )
+    if isinstance(family, Mixed):
+        return _over_members(expected_remainder_bounds, family, m, v, eta0, dispersion=phi)
     m, v, eta0 = jnp.broadcast_arrays(m, v, eta0)
     if isinstance(family, Gaussian):
         return jnp.zeros_like(m), jnp.zeros_like(m)

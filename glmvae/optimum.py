@@ -142,20 +142,25 @@ def fit(
     columns = data.mean.shape[0]
     latent_dim = _checks.latent_dim(latent_dim, columns)
     _checks.positive(beta, "beta")
-    if dispersion is None and not estimates_dispersion(family):
-        if family.fixed_dispersion is None:
-            raise ValueError(f"dispersion: {family!r} needs one, got None")
-        dispersion = family.fixed_dispersion
-    if dispersion is not None:
-        _checks.positive(dispersion, "dispersion", columns)
-        dispersion = jnp.asarray(dispersion, data.mean.dtype)
+    phi = dispersion_of(family, dispersion, data.mean)
     eta0 = expansion_point(expand_at, family, data.mean)
-    return _fit(data, family, jnp.asarray(beta, data.mean.dtype), dispersion, eta0, latent_dim=latent_dim)
+    return _fit(data, family, jnp.asarray(beta, data.mean.dtype), phi, eta0, latent_dim=latent_dim)
 
 
-def estimates_dispersion(family: Family) -> bool:
-    """Whether ``dispersion=None`` means the joint maximum, which has a closed form for Gaussian."""
-    return isinstance(family, Gaussian)
+def dispersion_of(family: Family, dispersion: ArrayLike | None, mean: Float[Array, " d"]) -> Array | None:
+    """phi, checked; None where it is estimated: the joint maximum has a closed form for Gaussian."""
+    columns = mean.shape[0]
+    _checks.columns_of(mean, family, "x.mean")
+    if dispersion is None:
+        if isinstance(family, Gaussian):
+            return None
+        if family.fixed_dispersion is None:
+            raise ValueError(
+                f"dispersion: {family!r} needs one, got None; expected a positive scalar or shape ({columns},)"
+            )
+        dispersion = family.fixed_dispersion
+    _checks.positive(dispersion, "dispersion", columns)
+    return jnp.asarray(dispersion, mean.dtype)
 
 
 def _check_moments(data: Moments) -> Moments:
@@ -194,7 +199,7 @@ def _fit(
 ) -> AffineOptimum:
     dtype = data.mean.dtype
     estimate = dispersion is None
-    spectrum = whitened_spectrum(data, family, eta0, jnp.ones((), dtype) if estimate else dispersion)
+    spectrum = whitened_spectrum(data, family, eta0, jnp.ones((), dtype) if dispersion is None else dispersion)
     values, weight = spectrum.eigenvalues, spectrum.weight
     # ``unit`` is the dispersion the whitening has left out: eigenvalues are lambda * unit, the cut-off beta * unit.
     unit = gaussian_dispersion(values, latent_dim, beta) if estimate else jnp.ones((), dtype)

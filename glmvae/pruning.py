@@ -28,7 +28,7 @@ from glmvae.moments import Moments
 from glmvae.optimum import (
     AffineOptimum,
     _check_moments,
-    estimates_dispersion,
+    dispersion_of,
     gaussian_dispersion,
     whitened_spectrum,
     without_rounding,
@@ -235,12 +235,5 @@ def _arguments(
     if not isinstance(moments, Moments):
         raise TypeError(f"moments: expected Moments (see glmvae.moments), got {type(moments).__name__}")
     data = _check_moments(moments)
-    if dispersion is None and not estimates_dispersion(family):
-        if family.fixed_dispersion is None:
-            raise ValueError(f"dispersion: {family!r} needs one, got None")
-        dispersion = family.fixed_dispersion
-    phi = None
-    if dispersion is not None:
-        _checks.positive(dispersion, "dispersion", data.mean.shape[0])
-        phi = jnp.asarray(dispersion, data.mean.dtype)
+    phi = dispersion_of(family, dispersion, data.mean)
     return data, expansion_point(expand_at, family, data.mean), phi

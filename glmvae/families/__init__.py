@@ -21,3 +21,7 @@ from glmvae.families._classical import Binomial as Binomial
 from glmvae.families._classical import Gaussian as Gaussian
 from glmvae.families._classical import Poisson as Poisson
 from glmvae.families._custom import CustomFamily as CustomFamily
+from glmvae.families._dispersed import Exponential as Exponential
+from glmvae.families._dispersed import Gamma as Gamma
+from glmvae.families._dispersed import NegativeBinomial as NegativeBinomial
+from glmvae.families._mixed import Mixed as Mixed
