@@ -21,17 +21,19 @@ T = TypeVar("T")
 class Support(NamedTuple):
     """The interval in which observations lie; the ends belong to it where they are finite and not open."""
 
-    lower: float = -math.inf
+    lower: ArrayLike = -math.inf
     upper: ArrayLike = math.inf
-    open_lower: bool = False
+    open_lower: ArrayLike = False
 
     def contains(self, x: Array) -> Array:
         """Whether each entry lies in the support (NaN and infinity never do)."""
-        above = x > self.lower if self.open_lower else x >= self.lower
+        above = (x > self.lower) | ((x == self.lower) & jnp.logical_not(self.open_lower))
         return jnp.isfinite(x) & above & (x <= self.upper)
 
     def __str__(self) -> str:
-        left = f"({self.lower}" if self.open_lower or math.isinf(self.lower) else f"[{self.lower:g}"
+        if np.ndim(self.lower):
+            return f"of {len(np.asarray(self.lower))} columns"
+        left = f"({self.lower:g}" if self.open_lower or np.isinf(self.lower) else f"[{self.lower:g}"
         upper = np.asarray(self.upper)
         name = f"{float(upper):g}" if upper.ndim == 0 else "trials"
         return f"{left}, {name}" + (")" if np.all(np.isinf(upper)) else "]")
@@ -83,6 +85,15 @@ class Family:
     def support(self) -> Support:
         """Where observations lie."""
         return Support()
+
+    @property
+    def columns(self) -> int | None:
+        """How many columns of data the family is for; None for any number."""
+        return None
+
+    def of_column(self, column: int) -> Family:
+        """The family of that column of the data."""
+        return self
 
     def _scale(self, eta: ArrayLike) -> Array:
         return jnp.asarray(self.activation_scale, jnp.asarray(eta).dtype)
@@ -219,10 +230,15 @@ class Family:
         shown = []
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if f.name == "activation_scale" and not isinstance(value, jax.core.Tracer) and np.all(value == 1.0):
-                continue
-            shown.append(f"{f.name}={value}")
+            if not _is_default(value, f.default):
+                shown.append(f"{f.name}={value}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if value is default:
+        return True
+    return default is not dataclasses.MISSING and _checks.concrete(value) and bool(np.all(np.asarray(value) == default))
 
 
 def as_floats(*values: ArrayLike) -> list[Array]:
@@ -240,8 +256,14 @@ def gaussian_expectation(f: Callable[[Array], Array], mean: Array, variance: Arr
     weights = np.exp(-0.5 * z**2) / np.sum(np.exp(-0.5 * z**2))
     # sqrt has no derivative at 0, where the expectation does not depend on it.
     sd = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-    values = [w * f(mean + jnp.asarray(t, mean.dtype) * sd) for t, w in zip(z, weights.tolist(), strict=True)]
-    return jnp.asarray(sum(values))
+    rule = jnp.asarray(np.stack([z, weights], axis=1), mean.dtype)
+
+    # A loop, not 64 copies of a user's function: those took minutes to compile.
+    def add(total: Array, node: Array) -> tuple[Array, None]:
+        return total + node[1] * f(mean + node[0] * sd), None
+
+    shape = jax.eval_shape(f, mean)
+    return jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), rule)[0]
 
 
 def elementwise(f: Callable[[Array], Array]) -> Callable[[Array], Array]:

@@ -97,6 +97,10 @@ class Binomial(Family):
         return jnp.asarray(self.trials, like.dtype)
 
     @property
+    def columns(self) -> int | None:
+        return _checks.length(self.trials)
+
+    @property
     def support(self) -> Support:
         return Support(0.0, self.trials)
 
@@ -164,9 +168,6 @@ class Bernoulli(Binomial):
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
         p = sigmoid(self.natural_parameter(eta))
         return jax.random.bernoulli(key, p).astype(p.dtype)
-
-    def __repr__(self) -> str:
-        return super().__repr__().replace("trials=1.0, ", "").replace("trials=1.0", "")
 
 
 @pytree_family()
