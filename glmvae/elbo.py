@@ -95,7 +95,8 @@ def elbo_exact(
 
     Exactness: exact up to rounding for Gaussian and Poisson. Bernoulli and binomial: E softplus to a relative error
     below 1e-10 in float64 (3e-5 in float32) for |m| <= 30 and any standard deviation, at 64 (20) softplus evaluations
-    an entry, and 98 (54) of a Gaussian density where any standard deviation exceeds 2.25 (1.5). Custom families: a trapezoid rule of 64 nodes.
+    an entry, and 98 (54) of a Gaussian density where any standard deviation exceeds 2.25 (1.5). Custom families: a
+    trapezoid rule of 64 nodes.
 
     Example:
         >>> import jax.numpy as jnp

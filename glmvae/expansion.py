@@ -138,11 +138,11 @@ def expand(
 
 def expand_rows(x: Float[Array, "n d"], family: Family, eta0: Float[Array, " d"], phi: Array) -> Expansion:
     """:func:`expand` on arguments already checked."""
-    return Expansion(
-        working_response(family, x, eta0),
-        working_weight(family, eta0, phi),
-        family.expansion_constant(x, 0.0, family.base_statistic(x), eta0, phi),
-    )
+    statistic = family.base_statistic(x)
+    constant = family.expansion_constant(x, 0.0, statistic, eta0, phi)
+    # 0 where the statistic determines K at every phi; a custom family's is K at phi = 1
+    correction = family.log_base_measure(x, phi) - family.log_base_measure_from(statistic, phi)
+    return Expansion(working_response(family, x, eta0), working_weight(family, eta0, phi), constant + correction)
 
 
 # Remainder ----------------------------------------------------------------------------------------------

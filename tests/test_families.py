@@ -1,0 +1,356 @@
+"""One matrix of claims over every family; SciPy, autodiff, mpmath and samples are the references."""
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+import scipy.integrate
+from family_cases import BINARY, BUILT_IN, CASES, COLUMNS, TRIALS
+
+from glmvae.families import Bernoulli, Binomial, CustomFamily, Gaussian, Poisson, Support
+
+# log p adds a handful of terms of size up to 50 that partly cancel; gammaln is good to 100 rounding units or so.
+LOG_PROB = {"float64": 1e-12, "float32": 2e-5}
+# Derivatives by autodiff, a few operations each; the probit goes through logcdf, 1e-6 in float32.
+DERIVATIVE = {"float64": 1e-12, "float32": 1e-5}
+# Bisection to the last digit of mean(eta), whose slope is above 0.1 where it is tried.
+INVERSE = {"float64": 1e-13, "float32": 5e-6}
+# SciPy's adaptive quadrature, asked for 1e-12.
+QUADRATURE = 1e-10
+# log k! at single precision: gammaln(2) is 5e-7 and not 0; three of them in a binomial coefficient.
+FLOAT32_GAMMALN = {Gaussian: 0.0, Bernoulli: 0.0, Binomial: 1.5e-6, Poisson: 5e-7}
+# 5 standard errors at a fixed seed.
+SIGMAS = 5.0
+SAMPLES = 20_000
+
+every_family = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+sampled = {n: c for n, c in CASES.items() if not isinstance(c.family, CustomFamily) or c.family.sampler}
+every_sampler = pytest.mark.parametrize("case", sampled.values(), ids=sampled)
+
+
+def arrays(case, dtype):
+    return jnp.asarray(case.x, dtype), jnp.asarray(case.eta, dtype), jnp.asarray(case.dispersion, dtype)
+
+
+# Density ------------------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_log_prob_is_scipys(case, dtype):
+    x, eta, phi = arrays(case, dtype)
+    value = case.family.log_prob(x, eta, phi)
+    assert value.dtype == dtype
+    frozen = case.scipy(case.eta, case.dispersion)
+    expected = frozen.logpmf(case.x) if case.discrete else frozen.logpdf(case.x)
+    np.testing.assert_allclose(value, expected, rtol=LOG_PROB[str(dtype)], atol=LOG_PROB[str(dtype)])
+
+
+@pytest.mark.parametrize("case", [c for c in CASES.values() if c.dispersion != 1], ids=lambda c: repr(c.family)[:20])
+def test_a_dispersion_inverted_would_be_seen(case, dtype):
+    x, eta, phi = arrays(case, dtype)
+    frozen = case.scipy(case.eta, case.dispersion)
+    assert np.max(np.abs(case.family.log_prob(x, eta, 1 / phi) - frozen.logpdf(case.x))) > 0.1
+
+
+@every_family
+@pytest.mark.float64
+def test_the_density_has_mass_one(case):
+    eta, phi = case.eta, case.dispersion
+    if case.discrete:
+        grid = jnp.arange(0.0, 200.0)
+        inside = jax.vmap(case.family.support.contains)(jnp.broadcast_to(grid[:, None], (200, COLUMNS)))
+        x = jnp.where(inside, grid[:, None], 0.0)
+        mass = jnp.sum(jnp.where(inside, jnp.exp(case.family.log_prob(x, eta, phi)), 0.0), axis=0)
+        np.testing.assert_allclose(mass, 1.0, rtol=1e-12)
+    else:
+        for e in eta:
+            density = lambda x, e=e: float(jnp.exp(case.family.log_prob(x, e, phi)))  # noqa: E731
+            limits = (max(case.family.support.lower, -20.0), 20.0 + 60 * (case.family.support.lower == 0))
+            mass, _ = scipy.integrate.quad(density, *limits, points=[0.5, 2.0], epsabs=1e-11, limit=200)
+            np.testing.assert_allclose(mass, 1.0, rtol=1e-9)
+
+
+@every_family
+def test_log_prob_broadcasts(case, dtype):
+    _, eta, phi = arrays(case, dtype)
+    x = jnp.asarray(case.x, dtype)
+    rows = case.family.log_prob(x, jnp.broadcast_to(eta, x.shape), phi)
+    np.testing.assert_array_equal(case.family.log_prob(x, eta, phi), rows)
+    each = case.family.log_prob(x, eta, jnp.full(COLUMNS, phi))
+    np.testing.assert_allclose(each, rows, rtol=LOG_PROB[str(dtype)])
+
+
+# Mean, variance, link -------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_mean_and_variance_are_derivatives_of_the_normalizer(case, dtype):
+    family = case.family
+    trials = np.broadcast_to(np.asarray(getattr(family, "trials", 1.0)), (COLUMNS,))
+    for j in range(COLUMNS):
+        # one column at a time, since autodiff wants a scalar; the trials of that column scale F
+        column = Binomial(trials[j], activation_scale=family.activation_scale) if "columns" in repr(family) else family
+        eta = jnp.asarray(case.eta[j], dtype)
+        F = column.log_normalizer
+        theta = column.natural_parameter
+        rtol = DERIVATIVE[str(dtype)]
+        point = jnp.full(COLUMNS, eta)
+        value = [jnp.broadcast_to(m(point), (COLUMNS,))[j] for m in (family.mean, family.variance_function)]
+        slope = family.mean_derivative(point)[j]
+        np.testing.assert_allclose(value[0], jax.grad(F)(theta(eta)), rtol=rtol)
+        np.testing.assert_allclose(value[1], jax.grad(jax.grad(F))(theta(eta)), rtol=rtol)
+        np.testing.assert_allclose(slope, jax.grad(column.mean)(eta), rtol=rtol)
+        np.testing.assert_allclose(family.natural_parameter_derivative(point)[j], jax.grad(theta)(eta), rtol=rtol)
+
+
+@every_family
+def test_mean_and_variance_are_scipys(case, dtype):
+    # Lemma 1 prints Var = F'' / phi; it is phi F''.
+    _, eta, phi = arrays(case, dtype)
+    frozen = case.scipy(case.eta, case.dispersion)
+    rtol = DERIVATIVE[str(dtype)]
+    np.testing.assert_allclose(case.family.mean(eta), frozen.mean(), rtol=rtol)
+    np.testing.assert_allclose(phi * case.family.variance_function(eta), frozen.var(), rtol=rtol)
+    if case.dispersion != 1:
+        printed = case.family.variance_function(eta) / phi
+        assert np.all(np.abs(printed / frozen.var() - 1) > 0.5)
+
+
+@every_sampler
+def test_samples_have_that_mean_and_variance(case, dtype):
+    _, eta, phi = arrays(case, dtype)
+    draws = case.family.sample(jax.random.key(0), jnp.broadcast_to(eta, (SAMPLES, COLUMNS)), phi)
+    assert draws.shape == (SAMPLES, COLUMNS)
+    assert draws.dtype == dtype
+    case.family.validate(draws)
+    draws = np.asarray(draws, np.float64)
+    mean, variance = np.asarray(case.family.mean(eta)), np.asarray(phi * case.family.variance_function(eta))
+    np.testing.assert_array_less(np.abs(draws.mean(0) - mean), SIGMAS * np.sqrt(variance / SAMPLES))
+    squares = (draws - mean) ** 2
+    bound = SIGMAS * squares.std(0) / np.sqrt(SAMPLES)
+    np.testing.assert_array_less(np.abs(squares.mean(0) - variance), bound)
+    if case.dispersion != 1:  # the printed Lemma 1 is refuted by the same samples
+        printed = np.asarray(case.family.variance_function(eta) / phi)
+        assert np.all(np.abs(squares.mean(0) - printed) > bound)
+
+
+@every_family
+def test_the_link_inverts_the_mean(case, dtype):
+    _, eta, _ = arrays(case, dtype)
+    back = case.family.link(case.family.mean(eta))
+    assert back.dtype == dtype
+    np.testing.assert_allclose(back, eta, rtol=INVERSE[str(dtype)], atol=INVERSE[str(dtype)])
+
+
+def test_the_papers_tanh_example(dtype):
+    # (10): theta = 2 eta makes the sigmoid a tanh
+    eta = jnp.linspace(-5.0, 5.0, 21, dtype=dtype)
+    mean = Bernoulli(activation_scale=2.0).mean(eta)
+    np.testing.assert_allclose(mean, (np.tanh(np.asarray(eta, np.float64)) + 1) / 2, rtol=DERIVATIVE[str(dtype)])
+    assert float(jnp.max(jnp.abs(Bernoulli().mean(eta) - mean))) > 0.1
+
+
+@every_family
+def test_the_null_predictor_of_columns_that_never_vary(case, dtype):
+    support = case.family.support
+    upper = jnp.broadcast_to(jnp.asarray(support.upper, dtype), (COLUMNS,))
+    lower = jnp.full(COLUMNS, support.lower, dtype)
+    for end in (lower, upper):
+        if not bool(jnp.all(jnp.isfinite(end))):
+            continue
+        eta0 = case.family.null_predictor(end)
+        assert bool(jnp.all(jnp.isfinite(eta0)))
+        assert bool(jnp.all(case.family.variance_function(eta0) > 0))
+    inside = case.family.mean(jnp.asarray(case.eta, dtype))
+    tolerance = INVERSE[str(dtype)]
+    np.testing.assert_allclose(case.family.null_predictor(inside), case.eta, rtol=tolerance, atol=tolerance)
+
+
+# Expectations ---------------------------------------------------------------------------------------------------
+
+
+@every_family
+@pytest.mark.float64
+@pytest.mark.parametrize("variance", [0.0, 0.3, 1.5])
+def test_expected_log_prob_is_the_integral(case, variance):
+    x, eta = case.x[0], case.eta
+    value = case.family.expected_log_prob(x, eta, variance, case.dispersion)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(120)
+    points = eta + np.sqrt(variance) * nodes[:, None]
+    exact = weights @ np.asarray(case.family.log_prob(x, points, case.dispersion)) / np.sqrt(2 * np.pi)
+    # Gauss-Hermite with 120 nodes is itself good to 1e-12 at these spreads; the probit's tails are not entire
+    np.testing.assert_allclose(value, exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_expected_log_prob_far_out(name, dtype):
+    # mpmath, at a mean and a spread where 64 Gauss-Hermite nodes would have lost six digits
+    case = CASES[name]
+    rho = case.family.activation_scale
+    m, v, x = 2.5, 9.0 if "Poisson" not in name else 1.0, case.x[1, 0]
+    if isinstance(case.family, Poisson):
+        F = lambda t: mp.exp(t)  # noqa: E731
+        K = -mp.loggamma(x + 1)
+    elif isinstance(case.family, Gaussian):
+        F = lambda t: t**2 / 2  # noqa: E731
+        K = -(mp.mpf(x) ** 2 / case.dispersion + mp.log(2 * mp.pi * case.dispersion)) / 2
+    else:
+        n = float(np.ravel(case.family.trials)[0])
+        F = lambda t: n * mp.log1p(mp.exp(t))  # noqa: E731
+        K = mp.log(mp.binomial(n, x))
+    with mp.workdps(20):
+        f = lambda z: ((rho * (m + mp.sqrt(v) * z)) * x - F(rho * (m + mp.sqrt(v) * z))) * mp.npdf(z)  # noqa: E731
+        exact = float(mp.quad(f, [-12, -4, -1, 0, 1, 4, 12]) / case.dispersion + K)
+    family = Binomial(1, activation_scale=rho) if np.ndim(getattr(case.family, "trials", 0.0)) else case.family
+    value = family.expected_log_prob(*(jnp.asarray(a, dtype) for a in (x, m, v, case.dispersion)))
+    assert value.dtype == dtype
+    np.testing.assert_allclose(value, exact, rtol=LOG_PROB[str(dtype)] * 10)
+
+
+def test_jensen_is_not_the_expectation():
+    # were E log p the log p of the mean, the two tests above would show nothing
+    assert float(Bernoulli().log_prob(1.0, 0.25) - Bernoulli().expected_log_prob(1.0, 0.25, 0.3)) > 0.01
+
+
+# Support ----------------------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_the_support(case, dtype):
+    x = jnp.asarray(case.x, dtype)
+    assert bool(jnp.all(case.family.support.contains(x)))
+    case.family.validate(case.x)
+    for value in case.outside:
+        bad = x.at[2, 0].set(value)
+        inside = case.family.support.contains(bad)
+        assert not bool(inside[2, 0])
+        assert int(jnp.sum(~inside)) == 1
+        with pytest.raises(ValueError, match=r"^x: .*\[2, 0\]$"):
+            case.family.validate(bad)
+
+
+def test_the_ends_of_the_supports():
+    assert str(Poisson().support) == "[0, inf)"
+    assert str(Bernoulli().support) == "[0, 1]"
+    assert str(Gaussian().support) == "(-inf, inf)"
+    assert str(Binomial(TRIALS).support) == "[0, trials]"
+    assert str(Support(0.0, open_lower=True)) == "(0, inf)"
+
+
+def test_grey_values_are_proportions(dtype):
+    # E over x ~ Bernoulli(g) of log p(x) is log p(g): linear in x
+    grey = jnp.asarray([0.0, 0.25, 1.0], dtype)
+    Bernoulli().validate(grey)
+    ends = [Bernoulli().log_prob(jnp.full(3, e, dtype), 0.75) for e in (0.0, 1.0)]
+    mixed = (1 - grey) * ends[0] + grey * ends[1]
+    np.testing.assert_allclose(Bernoulli().log_prob(grey, 0.75), mixed, rtol=DERIVATIVE[str(dtype)])
+
+
+# Precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if "rho" not in n])
+def test_float32_far_out(name):
+    family = CASES[name].family
+    x = BINARY.astype(np.float32)
+    eta = np.array([-30.0, 30.0, 15.5], np.float32)
+    with jax.enable_x64(True):
+        exact = [
+            np.asarray(v)
+            for v in (
+                family.log_prob(x.astype(np.float64), eta.astype(np.float64)),
+                family.mean(jnp.asarray(eta, jnp.float64)),
+                family.variance_function(jnp.asarray(eta, jnp.float64)),
+            )
+        ]
+    eta32 = jnp.asarray(eta)
+    values = (family.log_prob(jnp.asarray(x), eta32), family.mean(eta32), family.variance_function(eta32))
+    for value, reference in zip(values, exact, strict=True):
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, reference, rtol=2e-6, atol=FLOAT32_GAMMALN[type(family)])
+
+
+def test_the_textbook_form_fails_far_out():
+    x, eta = jnp.float32(1.0), jnp.float32(30.0)
+    assert float(x * eta - jnp.logaddexp(eta, 0.0)) == 0.0
+    np.testing.assert_allclose(Bernoulli().log_prob(x, eta), -np.exp(-30.0), rtol=2e-6)
+
+
+# Pytrees and transformations ----------------------------------------------------------------------------------------
+
+
+@every_family
+def test_a_family_is_a_pytree(case, dtype):
+    leaves, structure = jax.tree.flatten(case.family)
+    back = jax.tree.unflatten(structure, leaves)
+    assert type(back) is type(case.family)
+    assert repr(back) == repr(case.family)
+    mapped = jax.tree.map(jnp.asarray, case.family)
+    x, eta, phi = arrays(case, dtype)
+    np.testing.assert_array_equal(mapped.log_prob(x, eta, phi), case.family.log_prob(x, eta, phi))
+
+
+@every_family
+def test_jit_and_vmap_agree_with_eager(case, dtype):
+    x, eta, phi = arrays(case, dtype)
+    rtol = LOG_PROB[str(dtype)]
+
+    def everything(family, x, eta, phi):
+        return (
+            family.log_prob(x, eta, phi),
+            family.expected_log_prob(x, eta, 0.5 * eta**2, phi),
+            family.mean(eta),
+            family.variance_function(eta),
+            family.mean_derivative(eta),
+            family.link(family.mean(eta)),
+        )
+
+    eager = everything(case.family, x, eta, phi)
+    compiled = jax.jit(everything)(case.family, x, eta, phi)
+    rows = jax.vmap(everything, in_axes=(None, 0, None, None))(case.family, x, eta, phi)
+    for i, (a, b, c) in enumerate(zip(eager, compiled, rows, strict=True)):
+        assert a.dtype == b.dtype == c.dtype == dtype
+        np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol, err_msg=str(i))
+        np.testing.assert_allclose(c if i < 2 else c[0], a, rtol=rtol, atol=rtol, err_msg=str(i))
+
+
+@every_family
+def test_gradients_are_the_score(case, dtype):
+    # d log p / d eta = theta' (x - mu) / phi
+    x, eta, phi = arrays(case, dtype)
+    score = jax.grad(lambda e: jnp.sum(case.family.log_prob(x[0], e, phi)))(eta)
+    expected = case.family.natural_parameter_derivative(eta) * (x[0] - case.family.mean(eta)) / phi
+    rtol = DERIVATIVE[str(dtype)]
+    np.testing.assert_allclose(score, expected, rtol=rtol, atol=rtol)
+
+
+def test_a_family_can_be_differentiated_in_its_parameters(dtype):
+    def value(scale):
+        return Bernoulli(activation_scale=scale).log_prob(1.0, jnp.asarray(0.5, dtype))
+
+    # d/d rho log sigmoid(rho eta) = eta (1 - sigmoid(rho eta))
+    expected = 0.5 * (1 - 1 / (1 + np.exp(-1.0)))
+    np.testing.assert_allclose(jax.grad(value)(jnp.asarray(2.0, dtype)), expected, rtol=DERIVATIVE[str(dtype)])
+
+
+def test_a_decreasing_mean_and_a_steep_one_are_inverted(dtype):
+    target = jnp.asarray([0.01, 0.5, 0.9], dtype)
+    for rho in (-3.0, 0.01, 40.0):
+        family = CustomFamily(lambda t: jnp.logaddexp(t, 0.0), activation_scale=rho)
+        # the mean is resolved to a rounding unit, which is 1 / (rho mean') of eta
+        np.testing.assert_allclose(family.mean(family.link(target)), target, rtol=8 * float(jnp.finfo(dtype).eps) * 10)
+
+
+def test_names():
+    assert repr(Bernoulli()) == "Bernoulli()"
+    assert repr(Bernoulli(activation_scale=2.0)) == "Bernoulli(activation_scale=2.0)"
+    assert repr(Binomial(16)) == "Binomial(trials=16)"
+    assert repr(Gaussian()) == "Gaussian()"
+    assert repr(Poisson(activation_scale=-1.0)) == "Poisson(activation_scale=-1.0)"
+    assert "CustomFamily" in repr(CASES["Custom probit"].family)
+
+
+def test_a_family_without_a_sampler_says_so():
+    with pytest.raises(NotImplementedError, match="no sampler"):
+        CASES["Custom probit"].family.sample(jax.random.key(0), jnp.zeros(2))
