@@ -15,6 +15,8 @@ from glmvae.families import Bernoulli, Binomial, Gaussian, Poisson
 
 FAMILIES = [Bernoulli(), Binomial(16), Poisson(), Gaussian()]
 ROWS, COLUMNS, UNITS = 40, 6, 2
+# Rounding units: sums of some hundred terms, the largest a few times the result, added in another order.
+ROUNDING = 32
 
 
 def data_of(family, dtype):
@@ -49,16 +51,15 @@ def test_objective_and_moments_give_the_mean_of_elbo_quadratic(family, dtype):
     x = data_of(family, dtype)
     model = model_of(x, family)
     expected = float(reference(model, x, family))
-    # sums of some hundred terms, none of them above a few times the result
-    tolerance = 200 * float(jnp.finfo(dtype).eps) * max(abs(expected), 1.0)
+    tolerance = ROUNDING * float(jnp.finfo(dtype).eps) * abs(expected)
     by_rows = float(training.objective(model, family, jnp.mean(x, axis=0), x))
     by_moments = float(training.elbo_from_moments(model, family, moments(x, family=family)))
     assert by_rows == pytest.approx(expected, abs=tolerance)
     assert by_moments == pytest.approx(expected, abs=tolerance)
-    # the same comparison sees a change of one part in a thousand in any part of the model
+    # the same comparison sees a change of one part in twenty in any part of the model
     for name in model._fields:
         if getattr(model, name) is not None:
-            other = model._replace(**{name: getattr(model, name) * 1.001})
+            other = model._replace(**{name: getattr(model, name) * 1.05})
             assert abs(float(reference(other, x, family)) - expected) > tolerance, name
 
 
@@ -78,18 +79,19 @@ def test_the_closed_form_is_above_any_model_and_its_own_gap_is_zero(family, dtyp
         log_variance=jnp.log(jnp.diag(best.covariance)),
         log_dispersion=None if family.fixed_dispersion else jnp.log(best.dispersion),
     )
-    tolerance = 200 * float(jnp.finfo(dtype).eps) * abs(float(best.elbo_taylor))
+    tolerance = ROUNDING * float(jnp.finfo(dtype).eps) * abs(float(best.elbo_taylor))
     value = float(training.elbo_from_moments(same, family, data))
     assert value == pytest.approx(float(best.elbo_taylor), abs=tolerance)
 
 
 def test_training_reaches_the_closed_form():
-    x = data_of(Bernoulli(), jnp.float32)
-    data = moments(x, family=Bernoulli())
-    optimum = fit(data, Bernoulli(), UNITS).elbo_taylor
+    family = Binomial(16)
+    x = data_of(family, jnp.float32)
+    data = moments(x, family=family)
+    optimum = fit(data, family, UNITS).elbo_taylor
     seen = []
     runs, compiling = training.train(
-        jax.random.key(0), x, Bernoulli(), data, UNITS, optimum,
+        jax.random.key(0), x, family, data, UNITS, optimum,
         max_steps=3000, progress=lambda *step: seen.append(step),
     )  # fmt: skip
     best = runs[0]
