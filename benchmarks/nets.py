@@ -1,7 +1,7 @@
 """Training speed: a step of ``glmvae.training`` against the same step written by hand, and against PyTorch.
 
-    run(...)["step"]    seconds a step, ratio to bare JAX, share of the matmul rate measured in the same run
-    run(...)["starts"]  per data set and architecture: steps and seconds at which He and MLE-B reach pass-through's start
+run(...)["step"]    seconds a step, ratio to bare JAX, share of the matmul rate measured in the same run
+run(...)["starts"]  per data set and architecture: steps and seconds at which He and MLE-B reach pass-through's start
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(
     max_steps: int = 5000,
 ) -> dict[str, Any]:
     """All figures. ``data`` names the sets (``"synthetic"``, ``"frey"``, ``"mnist"``) on which the starts are compared."""
-    size = {"columns": columns, "latent_dim": latent_dim, "widths": widths, "batch_size": batch_size}
+    size: dict[str, Any] = {"columns": columns, "latent_dim": latent_dim, "widths": widths, "batch_size": batch_size}
     result: dict[str, Any] = {"step": step_time(**size, steps=steps, repeats=repeats, peers=peers)}
     result["starts"] = [
         starts(name, architecture, latent_dim=2, max_steps=max_steps)
@@ -188,11 +188,13 @@ def starts(name: str, architecture: str, *, latent_dim: int, max_steps: int, eve
     data = datasets.load(name)
     rows = data.train[:5000]
     optimum = fit(rows, data.family, latent_dim)
-    make = {"canonical": nets.canonical, "deep": nets.deep}[architecture]
+    make: Callable[..., nets.VAE] = nets.canonical if architecture == "canonical" else nets.deep
     vae = make(jax.random.key(0), rows.shape[1], latent_dim, data.family)
     result: dict[str, Any] = {"data": name, "architecture": architecture, "latent_dim": latent_dim}
 
-    def curve(initialize: Callable[..., nets.VAE], steps: int, target: float | None) -> tuple[training.Run, list[float]]:
+    def curve(
+        initialize: Callable[..., nets.VAE], steps: int, target: float | None
+    ) -> tuple[training.Run, list[float]]:
         clock: list[float] = []
         begin = time.perf_counter()
 

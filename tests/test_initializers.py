@@ -214,5 +214,5 @@ def test_errors_name_the_width_and_the_optimum(dtype):
             initialize(key, deep((8,), (8,), columns=7), optimum)
         with pytest.raises(ValueError, match=r"optimum.covariance: expected finite numbers, got inf at \[1, 1\]"):
             initialize(key, deep((8,), (8,)), infinite)
-        with pytest.raises(TypeError, match="optimum: expected an AffineOptimum .* got dict"):
+        with pytest.raises(TypeError, match=r"optimum: expected an AffineOptimum .* got dict"):
             initialize(key, deep((8,), (8,)), {})
