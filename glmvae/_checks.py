@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -24,8 +25,19 @@ def concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
+def holds(condition: Callable[[], Array]) -> bool:
+    """Whether all of it is true of concrete values, under a transformation as well."""
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.all(condition()))
+
+
 def numeric(value: Any, name: str) -> Array:
-    """A real floating array: float32 and float64 are kept, all else becomes JAX's default float."""
+    """A real floating array: float32 and float64 are kept, all else becomes JAX's default float.
+
+    A Python number stays weakly typed, so that it takes the precision of the arrays it meets.
+    """
+    if isinstance(value, int | float) and not isinstance(value, np.generic):
+        return jnp.asarray(float(value))
     if not isinstance(value, jax.Array):
         try:
             value = np.asarray(value)
@@ -40,6 +52,15 @@ def numeric(value: Any, name: str) -> Array:
     return jnp.asarray(value)
 
 
+def family(value: Any, name: str = "family") -> None:
+    """An observation model, made (``Bernoulli()``) and not only named (``Bernoulli``)."""
+    from glmvae.families import Family
+
+    if not isinstance(value, Family):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected a family such as Bernoulli(), got {got}")
+
+
 def first_index(bad: Any) -> str:
     """The first true entry of a mask as ``[i, j]``."""
     return str([int(i) for i in np.argwhere(np.asarray(bad))[0]])
@@ -50,7 +71,7 @@ def _first_value(value: Any, bad: Any) -> str:
 
 
 def finite(value: Array, name: str) -> Array:
-    if concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
+    if concrete(value) and not holds(lambda: jnp.isfinite(value)):
         bad = ~np.isfinite(np.asarray(value))
         where = f" at {first_index(bad)}" if bad.ndim else ""
         raise ValueError(f"{name}: expected finite numbers, got {_first_value(value, bad)}{where}")
@@ -62,9 +83,10 @@ def in_support(x: Array, family: Family, name: str) -> Array:
     if not concrete((x, family)):
         return x
     columns_of(x, family, name)
-    if not bool(jnp.all(family.support.contains(x))):
+    if not holds(lambda: family.support.contains(x)):
         finite(x, name)
-        bad = ~np.asarray(family.support.contains(x))
+        with jax.ensure_compile_time_eval():
+            bad = ~np.asarray(family.support.contains(x))
         where = f" at {first_index(bad)}" if bad.ndim else ""
         member = family.of_column(int(np.argwhere(bad)[0][-1])) if bad.ndim else family
         raise ValueError(
@@ -102,8 +124,12 @@ def vector(value: Any, name: str, length: int) -> Array:
     return finite(array, name)
 
 
+_family = family  # where an argument has the name
+
+
 def rows_of(x: Any, family: Family, columns: int | None = None, name: str = "x") -> Array:
     """Data: a matrix of observations in the family's support."""
+    _family(family)
     array = numeric(x, name)
     if concrete(array) and array.ndim == 2 and 0 not in array.shape:
         in_support(array, family, name)
@@ -160,6 +186,15 @@ def at_least(value: Any, least: float, name: str) -> None:
         return
     _refuse_matrix(array, name)
     _refuse(array, ~(np.isfinite(array) & (array >= least)), name, f"a finite number of at least {least:g}")
+
+
+def not_negative(value: Array, name: str) -> Array:
+    """Finite numbers, none below 0."""
+    finite(value, name)
+    if concrete(value):
+        array = np.asarray(value)
+        _refuse(array, array < 0, name, "no number below 0")
+    return value
 
 
 def positive_each(value: Any, name: str) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -78,8 +79,9 @@ def expansion_point(expand_at: ArrayLike | str, family: Family, mean: Float[Arra
         raise ValueError(f"expand_at: expected a scalar or shape {mean.shape}, got shape {eta0.shape}")
     eta0 = jnp.broadcast_to(_checks.finite(eta0, "expand_at"), mean.shape)
     if _checks.concrete((eta0, family)):
-        weight = working_weight(family, eta0)
-        bad = ~np.asarray((weight > 0) & jnp.isfinite(weight))
+        with jax.ensure_compile_time_eval():
+            weight = working_weight(family, eta0)
+            bad = ~np.asarray((weight > 0) & jnp.isfinite(weight))
         if bad.any():
             raise ValueError(
                 f"expand_at: the working weight is not positive at {_checks.first_index(bad)}, "
@@ -177,6 +179,7 @@ def remainder_bounds(
 
     Raises:
         TypeError: a family whose remainder is not known; arguments that are not numbers.
+        ValueError: NaN or infinity; a dispersion that is not positive.
 
     Exactness: lower <= R2 <= upper, floating point included. At eta0 = 0 inside the paper's bounds, which are
     n eta^4 / 192 [0, 1] for binomial and [-eta^3 e^eta / 6, -eta^3 / 6] for Poisson.
@@ -190,7 +193,9 @@ def remainder_bounds(
 
     Source: Corollary 1, appendix A.3, with the remainder in integral form.
     """
-    eta, eta0 = (_checks.numeric(v, n) for v, n in ((eta, "eta"), (expand_at, "expand_at")))
+    _checks.family(family)
+    eta, eta0 = (_checks.finite(_checks.numeric(v, n), n) for v, n in ((eta, "eta"), (expand_at, "expand_at")))
+    _checks.positive_each(dispersion, "dispersion")
     eta, eta0, phi = as_floats(eta, eta0, dispersion)
     if isinstance(family, Mixed):
         return _over_members(remainder_bounds, family, eta, eta0, dispersion=phi)
@@ -288,7 +293,8 @@ def expected_remainder_bounds(
         bracket that row of ``elbo_exact``.
 
     Raises:
-        TypeError: a family whose remainder is not known.
+        TypeError: a family whose remainder is not known; arguments that are not numbers.
+        ValueError: NaN or infinity, a variance below 0, a dispersion that is not positive.
 
     Exactness: a lower and an upper bound of E R2, widened by the rounding of the moments.
 
@@ -301,10 +307,12 @@ def expected_remainder_bounds(
 
     Source: Corollary 1 ("the expected error" of figure 1).
     """
-    m, v, eta0, phi = as_floats(
-        *(_checks.numeric(a, n) for a, n in ((mean, "mean"), (variance, "variance"), (expand_at, "expand_at"))),
-        dispersion,
-    )
+    _checks.family(family)
+    named = ((mean, "mean"), (variance, "variance"), (expand_at, "expand_at"))
+    m, v, eta0 = (_checks.finite(_checks.numeric(a, n), n) for a, n in named)
+    _checks.not_negative(v, "variance")
+    _checks.positive_each(dispersion, "dispersion")
+    m, v, eta0, phi = as_floats(m, v, eta0, dispersion)
     if isinstance(family, Mixed):
         return _over_members(expected_remainder_bounds, family, m, v, eta0, dispersion=phi)
     m, v, eta0 = jnp.broadcast_arrays(m, v, eta0)

@@ -89,6 +89,8 @@ def moments(
 
     Source: Chan, Golub and LeVeque (1983), "Algorithms for computing the sample variance".
     """
+    if family is not None:
+        _checks.family(family)
     if isinstance(x, Iterator):
         return _moments_of_batches(x, family, weights)
     x = _checks.numeric(x, "x")
@@ -111,12 +113,12 @@ def moments(
 
 def _check_weights(weights: Array) -> None:
     if _checks.concrete(weights):
-        bad = np.asarray(weights < 0)
+        bad = np.asarray(weights) < 0
         if bad.any():
             raise ValueError(
                 f"weights: expected none below 0, got {float(weights[bad][0]):g} at {_checks.first_index(bad)}"
             )
-        if not float(jnp.sum(weights)) > 0:
+        if not float(np.sum(np.asarray(weights))) > 0:
             raise ValueError("weights: expected a positive sum, got 0")
 
 
@@ -150,6 +152,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
     Raises:
         ValueError: another number of columns.
+        TypeError: an argument that is not Moments.
 
     Exactness: exact up to rounding, in any order.
 
@@ -160,6 +163,9 @@ def merge(a: Moments, b: Moments) -> Moments:
 
     Source: Chan, Golub and LeVeque (1983).
     """
+    for name, part in (("a", a), ("b", b)):
+        if not isinstance(part, Moments):
+            raise TypeError(f"{name}: expected Moments (see glmvae.moments), got {type(part).__name__}")
     if jnp.shape(a.mean) != jnp.shape(b.mean):
         raise ValueError(f"b: expected {a.mean.shape[0]} columns as in a, got {b.mean.shape[0]}")
     count = a.count + b.count

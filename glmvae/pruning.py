@@ -28,6 +28,7 @@ from glmvae.moments import Moments
 from glmvae.optimum import (
     AffineOptimum,
     _check_moments,
+    check_optimum,
     dispersion_of,
     gaussian_dispersion,
     whitened_spectrum,
@@ -44,6 +45,9 @@ def activity(optimum: AffineOptimum) -> Float[Array, " k"]:
     Returns:
         (kappa,), descending.
 
+    Raises:
+        TypeError: an optimum that is none.
+
     Exactness: the variance over the data of the posterior mean, exact at the optimum of L-hat.
 
     Example:
@@ -55,6 +59,7 @@ def activity(optimum: AffineOptimum) -> Float[Array, " k"]:
 
     Source: (21); Burda et al. (2015).
     """
+    check_optimum(optimum)
     return _activity(optimum.eigenvalues[: optimum.loadings.shape[1]], optimum.beta)
 
 
@@ -106,7 +111,7 @@ def activity_path(
     if grid.ndim != 1 or not grid.size:
         raise ValueError(f"betas: expected a vector, got shape {grid.shape}")
     if _checks.concrete(grid):
-        bad = ~np.asarray(jnp.isfinite(grid) & (grid > 0))
+        bad = ~(np.isfinite(np.asarray(grid)) & (np.asarray(grid) > 0))
         if bad.any():
             raise ValueError(
                 f"betas: expected positive finite numbers, got {float(grid[bad][0]):g} at {_checks.first_index(bad)}"
@@ -232,6 +237,7 @@ def collapse_onset(moments: Moments, family: Family, *, dispersion: ArrayLike | 
 def _arguments(
     moments: Moments, family: Family, dispersion: ArrayLike | None, expand_at: ArrayLike | str
 ) -> tuple[Moments, Array, Array | None]:
+    _checks.family(family)
     if not isinstance(moments, Moments):
         raise TypeError(f"moments: expected Moments (see glmvae.moments), got {type(moments).__name__}")
     data = _check_moments(moments)
