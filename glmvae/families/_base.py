@@ -190,6 +190,19 @@ class Family:
         )
         return jnp.where(curvature > 0, curvature, expected)
 
+    def expected_terms(
+        self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0
+    ) -> tuple[Array, Array, Array]:
+        """(:meth:`expected_log_prob`, :meth:`expected_gradient`, :meth:`expected_weight`): what an ascent asks for.
+
+        A family may take the three from one quadrature.
+        """
+        return (
+            self.expected_log_prob(x, mean, variance, dispersion),
+            self.expected_gradient(x, mean, variance, dispersion),
+            self.expected_weight(x, mean, variance, dispersion),
+        )
+
     def expansion_constant(
         self, mean: Array, variance: ArrayLike, statistic: Array, eta0: Array, dispersion: Array
     ) -> Array:

@@ -7,11 +7,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from glmvae import _checks
+from glmvae._logistic_mixture import expected_logistic
 from glmvae._softplus import expected_excess, sigmoid, softplus, softplus_derivative
 from glmvae.families._base import Family, Support, pytree_family
 
@@ -100,6 +102,9 @@ class Binomial(Family):
     def columns(self) -> int | None:
         return _checks.length(self.trials)
 
+    def of_column(self, column: int) -> Family:
+        return self if self.columns is None else dataclasses.replace(self, trials=np.asarray(self.trials)[column])
+
     @property
     def support(self) -> Support:
         return Support(0.0, self.trials)
@@ -142,6 +147,18 @@ class Binomial(Family):
     def expected_weight(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
         scale = self._scale(mean)
         return self._trials(x) * scale**2 * expected_excess(2, scale * mean, scale**2 * variance) / dispersion
+
+    def expected_terms(
+        self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0
+    ) -> tuple[Array, Array, Array]:
+        # An absolute error of 3e-12 n (float64), at an eighth of the cost of the three apart
+        scale, n = self._scale(mean), self._trials(x)
+        m = scale * mean
+        excess, tail, slope = expected_logistic(m, scale**2 * variance)
+        kink = x * jnp.maximum(-m, 0.0) + (n - x) * jnp.maximum(m, 0.0)
+        value = -(kink + n * excess) / dispersion + self.log_base_measure(x)
+        gradient = scale * jnp.where(m > 0, n * tail - (n - x), x - n * tail) / dispersion
+        return value, gradient, n * scale**2 * slope / dispersion
 
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
         p = sigmoid(self.natural_parameter(eta))

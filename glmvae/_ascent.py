@@ -1,0 +1,196 @@
+"""Monotone ascent of an ELBO in the decoder and every row's posterior: variational IRLS, accelerated.
+
+A round is one pass over the data (:mod:`glmvae._rows`) at a proposed (W, b). The proposal extrapolates the last few
+steps (Anderson's method, in the metric of the weighted least squares); where the ELBO does not rise, the plain step is
+taken instead, and where that overshoots, half of it. Only what rises is kept. Its fixed points are the stationary
+points of the ELBO: there every gradient in (W, b) and in every q is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from glmvae._rows import (
+    Decoder,
+    Problem,
+    RowPosteriors,
+    Standardisation,
+    Summary,
+    best_rows,
+    no_change,
+    pass_over_rows,
+)
+from glmvae._starts import STARTS, closed_form_start, null_intercept
+
+# Steps of the past that an extrapolation looks at, and the rounding it allows for in their products.
+_MEMORY = 6
+_RIDGE = {"float64": 1e-11, "float32": 1e-5}
+_LONGEST_PAUSE = 4
+_HALVINGS = 10
+_ROW_STEPS = 30
+
+
+class State(NamedTuple):
+    """A decoder, its posteriors, and the summary of the pass that made them."""
+
+    decoder: Decoder
+    rows: RowPosteriors
+    summary: Summary
+
+    @property
+    def elbo(self) -> float:
+        return float(self.summary.elbo)
+
+
+def at_decoder(decoder: Decoder, problem: Problem, tolerance: float) -> State:
+    """A decoder with the best posteriors for it."""
+    dtype = problem.x.dtype
+    rows = best_rows(decoder, problem, jnp.asarray(tolerance, dtype), jnp.asarray(_ROW_STEPS))
+    rows, summary = pass_over_rows(decoder, problem, rows, no_change(rows.mean.shape[1], dtype), jnp.asarray(0))
+    return State(decoder, rows, summary)
+
+
+def null_decoder(problem: Problem, mean: Array, units: int, closed_form: Array | None) -> Decoder:
+    """No latent unit at work: W = 0 and the intercept-only GLM."""
+    intercept = null_intercept(problem, mean) if closed_form is None else closed_form
+    return Decoder(jnp.zeros((mean.shape[0], units), mean.dtype), intercept)
+
+
+def safe_start(decoder: Decoder, problem: Problem, null: Decoder, tolerance: float) -> State:
+    """The given decoder, or if the null model beats it the best closed-form start, at least as good as null."""
+    floor = at_decoder(null, problem, tolerance)
+    state = at_decoder(decoder, problem, tolerance)
+    if state.elbo >= floor.elbo:
+        return state
+    units = decoder.loadings.shape[1]
+    best = floor
+    for kind in STARTS:
+        candidate = closed_form_start(problem, null.intercept, kind=kind, latent_dim=units)
+        length = 1.0
+        # Loadings too long for the family (the zero start of large counts) may do better when shorter.
+        for _ in range(4):
+            shorter = candidate._replace(loadings=candidate.loadings * length)
+            state = at_decoder(shorter, problem, tolerance)
+            if state.elbo > floor.elbo:
+                break
+            length *= 0.5
+        if state.elbo > best.elbo:
+            best = state
+    return best
+
+
+def _add(decoder: Decoder, step: Decoder, length: float = 1.0) -> Decoder:
+    return jax.tree.map(lambda a, b: a + jnp.asarray(length, a.dtype) * b, decoder, step)
+
+
+def _flat(decoder: Decoder) -> Float[Array, "d k1"]:
+    return jnp.concatenate([decoder.loadings, decoder.intercept[:, None]], axis=1)
+
+
+@jax.jit
+def _extrapolate(now: Decoder, step: Decoder, metric: Array, points: list[Decoder], steps: list[Decoder]) -> Decoder:
+    """Anderson's proposal from this point and step and those before."""
+    here, ahead = _flat(now), _flat(step)
+    moved = jnp.stack([here - _flat(p) for p in points])
+    changed = jnp.stack([ahead - _flat(s) for s in steps])
+    weighted = (changed * metric).reshape(len(points), -1)
+    gram = weighted @ weighted.T
+    size = jnp.sqrt(jnp.diag(gram))
+    size = jnp.where(size > 0, size, 1.0)
+    ridge = _RIDGE[here.dtype.name] * jnp.eye(len(points), dtype=here.dtype)
+    solved = jnp.linalg.solve(gram / (size[:, None] * size) + ridge, weighted @ (ahead * metric).ravel() / size)
+    result = here + ahead - jnp.tensordot(solved / size, moved + changed, axes=1)
+    return Decoder(result[:, :-1], result[:, -1])
+
+
+def ascend(
+    state: State, problem: Problem, *, tolerance: float, max_rounds: int, report: Callable[[float], None]
+) -> tuple[State, list[float], bool]:
+    """Rounds until the predicted and the last gain are below tolerance: state, ELBO by round, whether it got there."""
+    history = [state.elbo]
+    points: list[Decoder] = []
+    steps: list[Decoder] = []
+    gain = 0.0
+    # Plain rounds before the next extrapolation: twice as many after each that failed.
+    wait = pause = 0
+    one = jnp.asarray(1)
+    for _ in range(max_rounds):
+        # Below its own rounding an ELBO cannot be seen to rise.
+        least = max(tolerance, 4 * float(jnp.finfo(problem.x.dtype).eps) * abs(state.elbo))
+        if max(float(state.summary.gain), gain) < least:
+            return state, history, True
+        extrapolates = bool(points) and wait == 0
+        for proposal, change in _proposals(state, points if extrapolates else [], steps):
+            rows, summary = pass_over_rows(proposal, problem, state.rows, change, one)
+            if float(summary.elbo) > state.elbo and math.isfinite(float(summary.gain)):
+                break
+            points.clear()
+            steps.clear()
+        else:
+            return state, history, float(state.summary.gain) < least
+        failed = extrapolates and not points
+        pause = min(max(1, 2 * pause), _LONGEST_PAUSE) if failed else 0 if extrapolates else pause
+        wait = pause if failed else max(wait - 1, 0)
+        points.append(state.decoder)
+        steps.append(state.summary.step)
+        del points[:-_MEMORY], steps[:-_MEMORY]
+        gain = float(summary.elbo) - state.elbo
+        state = State(proposal, rows, summary)
+        history.append(state.elbo)
+        report(state.elbo)
+    return state, history, False
+
+
+def _proposals(state: State, points: list[Decoder], steps: list[Decoder]) -> Iterator[tuple[Decoder, Standardisation]]:
+    """Where to go next, the boldest first, and the change of z that goes with it."""
+    now, summary = state.decoder, state.summary
+    if points:
+        missing = _MEMORY - len(points)  # always as many, so that it is compiled once; these count for nothing
+        before = [*points, *[now] * missing], [*steps, *[summary.step] * missing]
+        yield _extrapolate(now, summary.step, summary.metric, *before), summary.change
+    yield _add(now, summary.step), summary.change
+    same = no_change(now.loadings.shape[1], now.loadings.dtype)
+    for i in range(_HALVINGS):
+        yield _add(now, summary.plain, 0.5**i), same
+
+
+def prune(state: State, problem: Problem) -> State:
+    """Without the units whose removal does not lower the ELBO, weakest first."""
+    steps, same = jnp.asarray(2), no_change(state.rows.mean.shape[1], state.rows.mean.dtype)
+    while True:
+        strength = jnp.sum(state.summary.weight[:, None] * state.decoder.loadings**2, axis=0) / problem.beta
+        if not bool(jnp.any((strength > 0) & (strength < 0.1))):
+            return state
+        weakest = jnp.argmin(jnp.where(strength > 0, strength, jnp.inf))
+        decoder = state.decoder._replace(loadings=state.decoder.loadings.at[:, weakest].set(0.0))
+        rows, summary = pass_over_rows(decoder, problem, state.rows, same, steps)
+        if not float(summary.elbo) >= state.elbo:
+            return state
+        state = State(decoder, rows, summary)
+
+
+@jax.jit
+def principal_axes(state: State) -> tuple[State, Float[Array, " k"]]:
+    """The same model with W' diag(w) W diagonal and descending, w the mean weights, and that diagonal."""
+    decoder, rows = state.decoder, state.rows
+    values, vectors = jnp.linalg.eigh((decoder.loadings * state.summary.weight[:, None]).T @ decoder.loadings)
+    values, vectors = jnp.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    loadings = decoder.loadings @ vectors
+    largest = jnp.take_along_axis(loadings, jnp.argmax(jnp.abs(loadings), axis=0)[None], axis=0)
+    vectors = vectors * jnp.where(largest < 0, -1.0, 1.0).astype(loadings.dtype)
+    # Units that are off stay off, whatever the rounding of the rotation.
+    off = jnp.sum(jnp.any(decoder.loadings != 0, axis=0)) <= jnp.arange(values.shape[0])
+    loadings = jnp.where(off, 0.0, decoder.loadings @ vectors)
+    rows = rows._replace(
+        mean=rows.mean @ vectors,
+        covariance=jnp.einsum("ka,nkl,lb->nab", vectors, rows.covariance, vectors),
+    )
+    summary = state.summary._replace(mean=state.summary.mean @ vectors)
+    return State(decoder._replace(loadings=loadings), rows, summary), jnp.where(off, 0.0, values)

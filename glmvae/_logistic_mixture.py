@@ -1,0 +1,75 @@
+"""Gaussian expectations of softplus, sigmoid and its slope at once, from a mixture of normal distributions.
+
+If K has the Kolmogorov distribution and Z is standard normal, 2 K Z is logistic (Andrews and Mallows 1974), so
+
+    sigmoid(x) = E Phi(x / (2 K)),     E sigmoid(m + sqrt(v) Z) = E Phi(m / s_K),     s_K = sqrt(4 K^2 + v)
+
+and softplus and the slope likewise with the integral and the derivative of Phi. The expectation over K is taken by
+the Gauss rule in log K. Its absolute error does not grow with v: below 3e-12 of softplus with 16 nodes (float64) and
+5e-8 with 8 (float32). That serves an ascent, which asks for all three at every entry; where the relative error of a
+tail counts, :mod:`glmvae._softplus` has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+_NODES = {"float64": 16, "float32": 8}
+
+
+@functools.cache
+def kolmogorov_rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scales 2 K and weights of the Gauss rule in log K under the Kolmogorov distribution, by Lanczos."""
+    k = np.linspace(0.08, 4.6, 20001)  # the density is below 1e-80 outside
+    j = np.arange(1, 60)[:, None]
+    # Two series for the same density, one for each side of 1
+    large, small = np.maximum(k, 1.0), np.minimum(k, 1.0)
+    right = 8 * large * np.sum((-1.0) ** (j + 1) * j**2 * np.exp(-2 * j**2 * large**2), axis=0)
+    power = (2 * j - 1) ** 2 * np.pi**2 / (8 * small**2)
+    left = math.sqrt(2 * np.pi) / small**2 * np.sum(np.exp(-power) * (2 * power - 1), axis=0)
+    mass = np.where(k > 1, right, left)
+    mass = mass / mass.sum()
+    u = np.log(k)
+    centre = np.sum(u * mass)
+    spread = np.sqrt(np.sum((u - centre) ** 2 * mass))
+    u = (u - centre) / spread
+
+    diagonal, off, basis = [], [], []
+    vector = np.sqrt(mass)
+    for _ in range(nodes):
+        basis.append(vector)
+        image = u * vector
+        diagonal.append(image @ vector)
+        for _ in range(2):  # orthogonal to all before, twice for the rounding
+            for other in basis:
+                image = image - (image @ other) * other
+        off.append(np.linalg.norm(image))
+        vector = image / off[-1]
+    points, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off[:-1], 1) + np.diag(off[:-1], -1))
+    return 2 * np.exp(points * spread + centre), vectors[0] ** 2
+
+
+def expected_logistic(mean: Array, variance: Array) -> tuple[Array, Array, Array]:
+    """E r, E sigmoid(-|m| + ...), E sigmoid' for eta ~ N(mean, variance); r = softplus less max(m, 0).
+
+    The second is the expected sigmoid where m <= 0 and one minus it where m > 0.
+    """
+    dtype = jnp.result_type(mean, variance)
+    distance = jnp.abs(mean)
+    excess, tail, slope = (jnp.zeros(jnp.broadcast_shapes(mean.shape, variance.shape), dtype) for _ in range(3))
+    scales, weights = kolmogorov_rule(_NODES["float64" if dtype == jnp.float64 else "float32"])
+    for scale, weight in zip(scales.tolist(), weights.tolist(), strict=True):
+        inverse = jax.lax.rsqrt(scale**2 + variance)
+        t = distance * inverse
+        density = jnp.exp(-0.5 * t * t) * (weight / math.sqrt(2 * math.pi))
+        beyond = (0.5 * weight) * jax.lax.erfc(t * math.sqrt(0.5))
+        tail = tail + beyond
+        slope = slope + density * inverse
+        excess = excess + (density - t * beyond) / inverse
+    return excess, tail, slope

@@ -1,0 +1,361 @@
+"""Posteriors row by row, and one pass over the data that improves them and sums up what the decoder needs.
+
+For eta_i = W z_i + b + offset_i and q_i = N(mu_i, Sigma_i), with m_ij, v_ij the mean and variance of eta_ij,
+
+    g_ij = d/dm E log p(x_ij),     w_ij = -d2/dm2 E log p(x_ij)
+    Sigma_i = (I + W' diag(w_i) W / beta)^-1,     mu_i <- mu_i + Sigma_i (W' g_i / beta - mu_i)
+
+is a natural-gradient step of length 1 whose fixed point is the best q_i. Rows whose ELBO would fall take a shorter
+one. Then (W, b) of column j move by one step of weighted least squares: A_j^-1 s_j with
+
+    A_j = sum_i w_ij E z~ z~',     s_j = d/d(W_j, b_j) sum_i E log p(x_ij),     z~ = (z, 1).
+
+Last, z is standardised: with c = mean mu and T T' = mean E zz' - c c', the change z -> T^-1 (z - c), W -> W T,
+b -> b + W c leaves every eta as it is and lowers the KL divergence. Without it a decoder whose posteriors are narrow
+would grow to its size in many small steps (parameter expansion; Liu, Rubin and Wu 1998).
+
+The pass goes over blocks of rows and keeps only q and these sums. No LAPACK: the small inverses are swept, many at
+once, which neither waits nor hangs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+# Entries (rows times columns) a block: the temporaries of a pass are a few dozen times that.
+_BLOCK_ENTRIES = 1 << 18
+_HALVINGS = 8
+# Rounding units of a row's ELBO by which it may seem to fall.
+_ROUNDING = 16
+
+
+class Problem(NamedTuple):
+    """What stays fixed: data and model. ``offset`` is None, (d,) or (N, d); ``observed`` None or (N, d), bool."""
+
+    x: Float[Array, "n d"]
+    family: Any
+    beta: Float[Array, ""]
+    dispersion: Float[Array, "*d"]
+    offset: Array | None
+    observed: Array | None
+
+
+class Decoder(NamedTuple):
+    """An affine decoder: eta = z @ loadings.T + intercept."""
+
+    loadings: Float[Array, "d k"]
+    intercept: Float[Array, " d"]
+
+
+class RowPosteriors(NamedTuple):
+    """q of every row: mean (N, kappa), covariance (N, kappa, kappa), log|covariance| (N,)."""
+
+    mean: Float[Array, "n k"]
+    covariance: Float[Array, "n k k"]
+    log_det: Float[Array, " n"]
+
+
+class Terms(NamedTuple):
+    """E log p, its gradient and weight in m, entry by entry, and the ELBO of each row."""
+
+    gradient: Float[Array, "n d"]
+    weight: Float[Array, "n d"]
+    elbo: Float[Array, " n"]
+
+
+class Standardisation(NamedTuple):
+    """z -> T^-1 (z - c): ``inverse`` T^-1, ``shift`` c, ``log_det`` log|T|."""
+
+    inverse: Float[Array, "k k"]
+    shift: Float[Array, " k"]
+    log_det: Float[Array, ""]
+
+
+class Summary(NamedTuple):
+    """Of one pass: mean ELBO, and what to do next.
+
+    ``plain`` is the step of (W, b) by weighted least squares, ``step`` the same with z standardised after it by
+    ``change``, ``gain`` what both are predicted to gain, ``metric`` that of the least squares; ``weight`` and ``mean``
+    are the means of w and mu over the rows.
+    """
+
+    elbo: Float[Array, ""]
+    plain: Decoder
+    step: Decoder
+    change: Standardisation
+    gain: Float[Array, ""]
+    metric: Float[Array, "d k1"]
+    weight: Float[Array, " d"]
+    mean: Float[Array, " k"]
+
+
+def block_of(problem: Problem, start: Array, size: int) -> Problem:
+    """``size`` rows from ``start``; whatever has one value an entry is cut alike, the family's trials too."""
+    shape = problem.x.shape
+
+    def cut(leaf: Any) -> Any:
+        if jnp.ndim(leaf) == 2 and jnp.shape(leaf) == shape:
+            return jax.lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size)
+        return leaf
+
+    return jax.tree.map(cut, problem)
+
+
+def block_size(rows: int, columns: int) -> int:
+    """Rows a block."""
+    return max(1, min(rows, _BLOCK_ENTRIES // columns))
+
+
+def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k k"], Float[Array, " n"]]:
+    """Inverses and log-determinants of many symmetric positive definite matrices, by the sweep operator."""
+    swept = jnp.moveaxis(matrix, 0, -1)  # the batch last: every operation below runs along it
+    size = matrix.shape[-1]
+    unit = jnp.arange(size)
+
+    def sweep(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        swept, log_det = carry
+        row = swept[j]
+        pivot = row[j]
+        usable = pivot > 0
+        reciprocal = jnp.where(usable, 1 / jnp.where(usable, pivot, 1.0), 0.0)
+        scaled = row * reciprocal
+        here = unit == j
+        swept = swept - row[:, None] * scaled[None]
+        swept = jnp.where(here[:, None, None], scaled[None], swept)
+        swept = jnp.where(here[None, :, None], scaled[:, None], swept)
+        swept = jnp.where((here[:, None] & here[None])[..., None], -reciprocal, swept)
+        return swept, log_det + jnp.log(jnp.where(usable, pivot, 1.0))
+
+    swept, log_det = jax.lax.fori_loop(0, size, sweep, (swept, jnp.zeros(matrix.shape[0], matrix.dtype)))
+    return -jnp.moveaxis(swept, -1, 0), log_det
+
+
+def _pairs(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and column index of the upper triangle, and where in it each entry of the full matrix lies."""
+    upper = np.triu_indices(size)
+    where = np.zeros((size, size), int)
+    where[upper] = np.arange(len(upper[0]))
+    where = np.maximum(where, where.T)
+    return upper[0], upper[1], where
+
+
+def _predictor(decoder: Decoder, problem: Problem, mean: Array, covariance: Array) -> tuple[Array, Array]:
+    """m and v of every entry."""
+    first, second, _ = _pairs(mean.shape[1])
+    double = jnp.asarray(np.where(first == second, 1.0, 2.0), mean.dtype)
+    loadings = decoder.loadings
+    m = mean @ loadings.T + decoder.intercept
+    if problem.offset is not None:
+        m = m + problem.offset
+    v = covariance[:, first, second] @ (loadings[:, first] * loadings[:, second] * double).T
+    return m, jnp.maximum(v, 0.0)
+
+
+def _precision(decoder: Decoder, weight: Array, beta: Array) -> Array:
+    first, second, where = _pairs(decoder.loadings.shape[1])
+    packed = (weight / beta) @ (decoder.loadings[:, first] * decoder.loadings[:, second])
+    return packed[:, where] + jnp.eye(decoder.loadings.shape[1], dtype=weight.dtype)
+
+
+def _evaluate(decoder: Decoder, problem: Problem, q: RowPosteriors) -> Terms:
+    m, v = _predictor(decoder, problem, q.mean, q.covariance)
+    family, x, phi = problem.family, problem.x, problem.dispersion
+    value, gradient, weight = (jnp.broadcast_to(a, x.shape) for a in family.expected_terms(x, m, v, phi))
+    if problem.observed is not None:
+        value, gradient, weight = (jnp.where(problem.observed, a, 0.0) for a in (value, gradient, weight))
+    trace = jnp.trace(q.covariance, axis1=1, axis2=2)
+    kl = 0.5 * (trace - q.log_det + jnp.sum(q.mean**2, axis=1) - q.mean.shape[1])
+    elbo = jnp.sum(value, axis=1) - problem.beta * kl
+    return Terms(gradient, weight, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
+
+
+def _pick(take: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(jnp.reshape(take, (-1,) + (1,) * (a.ndim - 1)), a, b), new, old)
+
+
+def _improve(decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms) -> tuple[RowPosteriors, Terms]:
+    """One natural-gradient step of every row, halved where the row's ELBO would fall."""
+    precision = _precision(decoder, at_q.weight, problem.beta)
+    ahead = at_q.gradient @ decoder.loadings / problem.beta - q.mean
+    slack = _ROUNDING * jnp.finfo(q.mean.dtype).eps
+
+    def moved(length: Array | None) -> tuple[RowPosteriors, Terms, Array]:
+        target = precision if length is None else precision * length
+        if length is not None:
+            target = target + (1 - length) * symmetric_inverse(q.covariance)[0]
+        covariance, log_det = symmetric_inverse(target)
+        step = jnp.einsum("nkl,nl->nk", covariance, ahead)
+        new = RowPosteriors(q.mean + (step if length is None else length * step), covariance, -log_det)
+        terms = _evaluate(decoder, problem, new)
+        better = terms.elbo >= at_q.elbo - slack * jnp.abs(at_q.elbo)
+        return new, terms, better & jnp.isfinite(terms.elbo)
+
+    def again(carry: tuple) -> tuple:
+        length, kept, terms, done = carry
+        shorter, shorter_terms, better = moved(length)
+        take = ~done & better
+        return 0.5 * length, _pick(take, shorter, kept), _pick(take, shorter_terms, terms), done | better
+
+    new, terms, better = moved(None)
+    carry = (jnp.asarray(0.5, q.mean.dtype), _pick(better, new, q), _pick(better, terms, at_q), better)
+    carry = jax.lax.while_loop(lambda c: (c[0] > 0.5**_HALVINGS) & ~jnp.all(c[3]), again, carry)
+    return carry[1], carry[2]
+
+
+def starting_rows(decoder: Decoder, problem: Problem) -> RowPosteriors:
+    """Mean 0 and the covariance that the weights at eta = b call for."""
+    family, x = problem.family, problem.x
+    m = jnp.broadcast_to(decoder.intercept, x.shape)
+    if problem.offset is not None:
+        m = m + problem.offset
+    weight = jnp.broadcast_to(family.expected_weight(x, m, jnp.zeros_like(m), problem.dispersion), x.shape)
+    if problem.observed is not None:
+        weight = jnp.where(problem.observed, weight, 0.0)
+    covariance, log_det = symmetric_inverse(_precision(decoder, weight, problem.beta))
+    return RowPosteriors(jnp.zeros((x.shape[0], decoder.loadings.shape[1]), x.dtype), covariance, -log_det)
+
+
+def _blocks(problem: Problem) -> tuple[int, int]:
+    rows, columns = problem.x.shape
+    size = block_size(rows, columns)
+    return size, math.ceil(rows / size)
+
+
+@jax.jit
+def best_rows(decoder: Decoder, problem: Problem, tolerance: Array, max_steps: Array) -> RowPosteriors:
+    """The best q of every row for a fixed decoder: steps until no row of the block gains more than ``tolerance``."""
+    num_rows = problem.x.shape[0]
+    units, dtype = decoder.loadings.shape[1], problem.x.dtype
+    size, num_blocks = _blocks(problem)
+
+    def body(i: Array, rows: RowPosteriors) -> RowPosteriors:
+        start = jnp.minimum(i * size, num_rows - size)
+        block = block_of(problem, start, size)
+        q = starting_rows(decoder, block)
+
+        def go_on(carry: tuple) -> Array:
+            steps, _, _, gain = carry
+            return (steps < max_steps) & ((steps == 0) | jnp.any(gain > tolerance))
+
+        def step(carry: tuple) -> tuple:
+            steps, q, terms, _ = carry
+            new, new_terms = _improve(decoder, block, q, terms)
+            gain = jnp.where(jnp.isfinite(new_terms.elbo), new_terms.elbo - terms.elbo, 0.0)
+            return steps + 1, new, new_terms, gain
+
+        carry = (jnp.asarray(0), q, _evaluate(decoder, block, q), jnp.zeros(size, dtype))
+        q = jax.lax.while_loop(go_on, step, carry)[1]
+        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), rows, q)
+
+    shapes = ((num_rows, units), (num_rows, units, units), (num_rows,))
+    return jax.lax.fori_loop(0, num_blocks, body, RowPosteriors(*(jnp.zeros(s, dtype) for s in shapes)))
+
+
+@jax.jit
+def pass_over_rows(
+    decoder: Decoder, problem: Problem, rows: RowPosteriors, change: Standardisation, steps: Array
+) -> tuple[RowPosteriors, Summary]:
+    """``steps`` steps of every q from the changed ``rows``, and the step of (W, b) that the result calls for."""
+    num_rows, columns = problem.x.shape
+    units = decoder.loadings.shape[1]
+    dtype = problem.x.dtype
+    size, num_blocks = _blocks(problem)
+    first, second, where = _pairs(units + 1)
+
+    def body(i: Array, carry: tuple) -> tuple:
+        rows, elbo, gram, score, spread = carry
+        start = jnp.minimum(i * size, num_rows - size)
+        block = block_of(problem, start, size)
+        # The last block is as long as the others; rows it shares with the one before are not counted again.
+        new_rows = jnp.arange(size) + start >= i * size
+        old = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), rows)
+
+        changed = RowPosteriors(
+            (old.mean - change.shift) @ change.inverse.T,
+            jnp.einsum("ak,nkl,bl->nab", change.inverse, old.covariance, change.inverse),
+            old.log_det - 2 * change.log_det,
+        )
+
+        def step(_: Array, carry: tuple) -> tuple:
+            return _improve(decoder, block, *carry)
+
+        q, terms = jax.lax.fori_loop(0, steps, step, (changed, _evaluate(decoder, block, changed)))
+        q = _pick(new_rows, q, old)
+        rows = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), rows, q)
+
+        counted = new_rows.astype(dtype)[:, None]
+        weight, gradient = terms.weight * counted, terms.gradient * counted
+        mean = jnp.concatenate([q.mean, jnp.ones((size, 1), dtype)], axis=1)
+        second_moment = jnp.pad(q.covariance, ((0, 0), (0, 1), (0, 1))) + mean[:, :, None] * mean[:, None]
+        second_moment = second_moment[:, first, second]
+        gram = gram + weight.T @ second_moment
+        spread = spread + counted[:, 0] @ second_moment / num_rows
+        linear = q.mean @ decoder.loadings.T  # m less intercept and offset
+        score = score + (gradient + weight * linear).T @ mean
+        elbo = elbo + jnp.sum(jnp.where(new_rows, terms.elbo, 0.0)) / num_rows
+        return rows, elbo, gram, score, spread
+
+    carry = (
+        rows,
+        jnp.zeros((), dtype),
+        jnp.zeros((columns, len(first)), dtype),
+        jnp.zeros((columns, units + 1), dtype),
+        jnp.zeros(len(first), dtype),
+    )
+    rows, elbo, gram, score, spread = jax.lax.fori_loop(0, num_blocks, body, carry)
+    gram = gram[:, where]
+    # sum w (Sigma W_j + mu mu' W_j) less sum w mu mu' W_j: what the spread of z takes from the gradient
+    score = score - jnp.einsum("dkl,dl->dk", gram[:, :, :units], decoder.loadings)
+    # The same scale in every row and column of the matrix to be swept
+    scale = jnp.sqrt(jnp.diagonal(gram, axis1=1, axis2=2))
+    scale = jnp.where(scale > 0, scale, 1.0)
+    inverse, _ = symmetric_inverse(gram / (scale[:, :, None] * scale[:, None]))
+    scaled = score / scale
+    solved = jnp.einsum("dkl,dl->dk", inverse, scaled)
+    gain = 0.5 * jnp.sum(scaled * solved) / num_rows
+    step = solved / scale
+    plain = Decoder(step[:, :units], step[:, units])
+
+    spread = spread[where]
+    centre, moment = spread[units, :units], spread[:units, :units]
+    root = jnp.linalg.cholesky(moment - jnp.outer(centre, centre))
+    log_det = jnp.sum(jnp.log(jnp.diag(root)))
+    inverse = jax.scipy.linalg.solve_triangular(root, jnp.eye(units, dtype=dtype), lower=True)
+    change = Standardisation(inverse, centre, log_det)
+    moved = decoder.loadings + plain.loadings
+    together = Decoder(moved @ root - decoder.loadings, plain.intercept + moved @ centre)
+    gain = gain + problem.beta * (0.5 * (jnp.trace(moment) - units) - log_det)
+    return rows, Summary(elbo, plain, together, change, gain, scale, gram[:, units, units] / num_rows, centre)
+
+
+def no_change(units: int, dtype: DTypeLike) -> Standardisation:
+    """z as it is."""
+    return Standardisation(jnp.eye(units, dtype=dtype), jnp.zeros(units, dtype), jnp.zeros((), dtype))
+
+
+@jax.jit
+def mean_elbo(decoder: Decoder, problem: Problem, rows: RowPosteriors) -> Float[Array, ""]:
+    """The mean ELBO of given q, in blocks; a covariance may be one for all rows, (1, kappa, kappa)."""
+    num_rows = problem.x.shape[0]
+    size, num_blocks = _blocks(problem)
+
+    def cut(a: Array, start: Array) -> Array:
+        if a.shape[0] == 1:  # one for all rows
+            return jnp.broadcast_to(a, (size, *a.shape[1:]))
+        return jax.lax.dynamic_slice_in_dim(a, start, size)
+
+    def body(i: Array, total: Array) -> Array:
+        start = jnp.minimum(i * size, num_rows - size)
+        q = jax.tree.map(lambda a: cut(a, start), rows)
+        elbo = _evaluate(decoder, block_of(problem, start, size), q).elbo
+        return total + jnp.sum(jnp.where(jnp.arange(size) + start >= i * size, elbo, 0.0)) / num_rows
+
+    return jax.lax.fori_loop(0, num_blocks, body, jnp.zeros((), problem.x.dtype))
