@@ -40,6 +40,9 @@ def kl_divergence(posterior: Posterior) -> Float[Array, " n"]:
     Returns:
         (N,); NaN where a covariance is not positive definite.
 
+    Raises:
+        ValueError, TypeError: not a posterior, shapes that do not fit, values that are not finite.
+
     Exactness: exact.
 
     Example:
@@ -48,6 +51,7 @@ def kl_divergence(posterior: Posterior) -> Float[Array, " n"]:
         >>> print(kl_divergence(Posterior(jnp.array([[0.0, 2.0]]), jnp.eye(2))))
         [2.]
     """
+    posterior = _check_posterior(posterior)
     cholesky = jnp.linalg.cholesky(posterior.covariance)
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=-2, axis2=-1)), axis=-1)
     trace = jnp.trace(posterior.covariance, axis1=-2, axis2=-1)
@@ -277,6 +281,8 @@ def elbo_profile(
 
     Source: (12), (14), (33).
     """
+    if not isinstance(data, Moments):
+        raise TypeError(f"data: expected Moments (see glmvae.moments), got {type(data).__name__}")
     mean = _checks.numeric(data.mean, "data.mean")
     loadings, intercept, _, beta, phi = _decoder_arguments(
         loadings, intercept, mean[None], family, beta, dispersion, name="data.mean"
@@ -514,15 +520,17 @@ def _affine_arguments(
     return loadings, intercept, x, _check_posterior(posterior, x, loadings.shape[1]), family, beta, phi
 
 
-def _check_posterior(posterior: Any, x: Array, latent_dim: int | None = None) -> Posterior:
+def _check_posterior(posterior: Any, x: Array | None = None, latent_dim: int | None = None) -> Posterior:
     if not isinstance(posterior, tuple) or len(posterior) != 2:
         raise TypeError(f"posterior: expected a Posterior(mean, covariance), got {type(posterior).__name__}")
-    mean = _checks.matrix(posterior[0], "posterior.mean", rows=x.shape[0], columns=latent_dim).astype(x.dtype)
+    rows = None if x is None else x.shape[0]
+    mean = _checks.matrix(posterior[0], "posterior.mean", rows=rows, columns=latent_dim)
+    dtype = mean.dtype if x is None else x.dtype
     covariance = _checks.finite(_checks.numeric(posterior[1], "posterior.covariance"), "posterior.covariance")
     n, k = mean.shape
     if covariance.shape not in ((k, k), (n, k, k)):
         raise ValueError(f"posterior.covariance: expected shape {(k, k)} or {(n, k, k)}, got shape {covariance.shape}")
-    return Posterior(mean, covariance.astype(x.dtype))
+    return Posterior(mean.astype(dtype), covariance.astype(dtype))
 
 
 def _check_z0(z0: Any, x: Array, latent_dim: int | None) -> Array:

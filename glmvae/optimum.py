@@ -14,7 +14,7 @@ The data enter through their mean and covariance alone. The rotation R of (16) i
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +138,7 @@ def fit(
 
     Source: section 3.4; Tipping and Bishop (1999) for the eigenvalue argument.
     """
+    _checks.family(family)
     data = _check_moments(x) if isinstance(x, Moments) else moments(x, family=family)
     columns = data.mean.shape[0]
     latent_dim = _checks.latent_dim(latent_dim, columns)
@@ -255,6 +256,11 @@ def gaussian_dispersion(eigenvalues: Float[Array, " d"], latent_dim: int, beta: 
         sigma^2, a scalar; 0 where the ELBO grows without bound: the data fill at most kappa dimensions, and beta
         times their number is below d.
 
+    Raises:
+        ValueError: eigenvalues that are no vector, below 0 or not descending; latent_dim out of range; beta not
+            positive.
+        TypeError: arguments that are not numbers; latent_dim not an integer.
+
     Exactness: the global maximum. The profile of the ELBO in sigma^2 has one mode.
 
     Example:
@@ -265,7 +271,15 @@ def gaussian_dispersion(eigenvalues: Float[Array, " d"], latent_dim: int, beta: 
 
     Source: (18); Tipping and Bishop (1999).
     """
+    eigenvalues = _checks.numeric(eigenvalues, "eigenvalues")
+    if eigenvalues.ndim != 1 or not eigenvalues.size:
+        raise ValueError(f"eigenvalues: expected a vector, got shape {eigenvalues.shape}")
+    _checks.not_negative(eigenvalues, "eigenvalues")
+    if _checks.concrete(eigenvalues) and (rises := np.diff(np.asarray(eigenvalues)) > 0).any():
+        raise ValueError(f"eigenvalues: expected them descending, got a larger one after {_checks.first_index(rises)}")
     d = eigenvalues.shape[0]
+    latent_dim = _checks.latent_dim(latent_dim, d)
+    _checks.positive(beta, "beta")
     eigenvalues = without_rounding(eigenvalues)
     tail = jnp.cumsum(eigenvalues[::-1])[::-1]  # tail[a] = sum_{j>a}
     tail = jnp.concatenate([tail, jnp.zeros(1, tail.dtype)])
@@ -298,7 +312,7 @@ def posterior(optimum: AffineOptimum, x: ArrayLike) -> Posterior:
 
     Raises:
         ValueError: rows of another width than the optimum's columns, NaN or infinity, not a matrix.
-        TypeError: not numbers.
+        TypeError: not numbers; an optimum that is none.
 
     Exactness: the maximum over all Gaussian posteriors of L-hat at the optimum's decoder; for Gaussian the exact
     posterior raised to beta.
@@ -313,8 +327,15 @@ def posterior(optimum: AffineOptimum, x: ArrayLike) -> Posterior:
 
     Source: equations (19), (20).
     """
+    check_optimum(optimum)
     x = _checks.matrix(x, "x", columns=optimum.loadings.shape[0]).astype(optimum.loadings.dtype)
     return Posterior(_encode(optimum.encoder_weight, optimum.encoder_bias, x), optimum.covariance)
+
+
+def check_optimum(optimum: Any) -> None:
+    """An affine optimum: what fit returns, or whatever has the same fields."""
+    if not all(hasattr(optimum, name) for name in ("loadings", "encoder_weight", "eigenvalues")):
+        raise TypeError(f"optimum: expected an AffineOptimum (see glmvae.fit), got {type(optimum).__name__}")
 
 
 @jax.jit

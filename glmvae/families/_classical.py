@@ -94,6 +94,8 @@ class Binomial(Family):
     def __post_init__(self) -> None:
         super().__post_init__()
         _checks.at_least(self.trials, 1, "trials")
+        if isinstance(self.trials, list | tuple):
+            object.__setattr__(self, "trials", np.asarray(self.trials))
 
     def _trials(self, like: Array) -> Array:
         return jnp.asarray(self.trials, like.dtype)
