@@ -1,0 +1,434 @@
+"""Mixed columns: with one family it is that family; with several, each block by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from glmvae import (
+    activity,
+    activity_path,
+    affine_posterior,
+    beta_for_active_units,
+    collapse_onset,
+    elbo_exact,
+    elbo_monte_carlo,
+    elbo_profile,
+    elbo_quadratic,
+    elbo_taylor,
+    expand,
+    expected_remainder_bounds,
+    fit,
+    kl_divergence,
+    merge,
+    moments,
+    optimal_posterior,
+    posterior,
+    remainder_bounds,
+)
+from glmvae.families import (
+    Bernoulli,
+    Binomial,
+    Exponential,
+    Family,
+    Gamma,
+    Gaussian,
+    Mixed,
+    NegativeBinomial,
+    Poisson,
+)
+
+# Sums of a few dozen terms in another order; float32 has 24 bits.
+RELATIVE = {"float64": 1e-11, "float32": 2e-4}
+ROWS, COLUMNS, UNITS = 30, 5, 2
+
+TABLE = Mixed([(Bernoulli(), [0, 3]), (Poisson(), [1]), (Gaussian(), [4, 2])])
+PHI = (1.0, 1.0, 0.3, 1.0, 0.6)
+
+
+def table(dtype, seed=0):
+    """Binary, count, real, binary, real, all driven by one factor."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(ROWS, 1))
+    eta = z @ [[1.5, 0.5, 1.0, -1.5, 0.7]] + [0.0, 0.7, 2.0, -0.3, -1.0]
+    x = eta + 0.5 * rng.normal(size=eta.shape)
+    x[:, [0, 3]] = rng.random((ROWS, 2)) < 1 / (1 + np.exp(-eta[:, [0, 3]]))
+    x[:, 1] = rng.poisson(np.exp(eta[:, 1]))
+    return jnp.asarray(x, dtype)
+
+
+def close(got, expected, dtype, factor=1.0):
+    tolerance = factor * RELATIVE[dtype.name]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, expected)
+
+
+# One family -----------------------------------------------------------------------------------------------
+
+TRIALS = np.array([1.0, 2.0, 5.0, 3.0, 9.0])
+ALONE = [
+    (Gaussian(), Mixed([(Gaussian(), slice(0, 5))])),
+    (Poisson(), Mixed([(Poisson(), [3, 0]), (Poisson(), np.array([1, 4, 2]))])),
+    (Binomial(TRIALS), Mixed([(Binomial(TRIALS[[2, 0]]), [2, 0]), (Binomial(TRIALS[[1, 3, 4]]), [1, 3, 4])])),
+    (Gamma(), Mixed([(Gamma(), range(5))])),
+    (NegativeBinomial(2.0), Mixed([(NegativeBinomial(2.0), [4, 3, 2, 1, 0])])),
+]
+
+
+def plain_data(family, dtype):
+    rng = np.random.default_rng(1)
+    level = np.exp(rng.normal(size=(ROWS, 1)) * [0.5, -0.3, 0.4, 0.6, -0.4])
+    if isinstance(family, Gaussian | Gamma):
+        return jnp.asarray(level * rng.gamma(2.0, 0.5, size=(ROWS, COLUMNS)), dtype)
+    return jnp.asarray(np.minimum(rng.poisson(2 * level), TRIALS), dtype)
+
+
+@pytest.mark.parametrize(("family", "mixed"), ALONE, ids=lambda f: type(f).__name__)
+def test_with_one_family_every_function_gives_what_the_family_gives(family, mixed, dtype):
+    x = plain_data(family, dtype)
+    phi = jnp.asarray([0.5, 1.0, 0.7, 2.0, 0.9], dtype)
+    options = {"beta": 0.5, "dispersion": phi}
+    z = posterior(fit(x, family, UNITS, **options), x)  # one for both
+    eta = jnp.linspace(-1, 1, COLUMNS, dtype=dtype)
+
+    def everything(f):
+        data = moments(x, family=f)
+        zero, null = fit(x, f, UNITS, **options), fit(data, f, UNITS, expand_at="null", **options)
+        w, b = zero.loadings, zero.intercept
+
+        def decoder(latent):
+            return w @ latent + b
+
+        results = {
+            "moments": (data.mean, data.covariance, data.base_statistic),
+            "merge": merge(data, data).base_statistic,
+            "fit": (zero.eigenvalues, zero.elbo_taylor, null.eigenvalues, null.elbo_taylor, null.intercept),
+            "activity": activity(zero),
+            "decoder": w @ w.T,
+            "posterior": posterior(zero, x).mean @ w.T,
+            "expand": tuple(expand(x, f, expand_at="null", dispersion=phi)),
+            "elbo_exact": elbo_exact(w, b, x, z, f, **options),
+            "elbo_quadratic": elbo_quadratic(w, b, x, z, f, expand_at="null", **options),
+            "elbo_taylor": elbo_taylor(decoder, x, z, f, **options),
+            "elbo_profile": elbo_profile(w, b, data, f, **options),
+            "affine_posterior": affine_posterior(w, b, x, f, **options).mean @ w.T,
+            "optimal_posterior": optimal_posterior(decoder, x, f, z0=jnp.zeros(UNITS, dtype), **options).mean @ w.T,
+            "activity_path": activity_path(data, f, [0.1, 0.5, 2.0], UNITS, dispersion=phi),
+            "beta_for_active_units": beta_for_active_units(data, f, 1, dispersion=phi),
+            "collapse_onset": collapse_onset(data, f, dispersion=phi),
+            "link": f.link(f.mean(eta)),
+            "expected": f.expected_terms(x, x * 0 + eta, x * 0 + 0.3, phi),
+            "gradient": f.expected_gradient(x, x * 0 + eta, x * 0 + 0.3, phi),
+            "weight": f.expected_weight(x, x * 0 + eta, x * 0 + 0.3, phi),
+            "log_normalizer": f.log_normalizer(f.natural_parameter(eta)),
+            "mean_derivative": f.mean_derivative(eta),
+            "log_base_measure": f.log_base_measure(x, phi),
+        }
+        if isinstance(family, Gaussian | Binomial | Poisson):
+            results["remainder"] = remainder_bounds(f, eta, dispersion=phi)
+            results["expected_remainder"] = expected_remainder_bounds(f, eta, eta**2, dispersion=phi)
+        return results
+
+    close(everything(mixed), everything(family), dtype, factor=10)
+    assert mixed.linearly_canonical == family.linearly_canonical
+    assert mixed.fixed_dispersion == family.fixed_dispersion
+
+
+def test_with_one_family_monte_carlo_and_samples_are_the_same_draws(dtype):
+    x, key = plain_data(Gaussian(), dtype), jax.random.key(0)
+    w, b = jnp.full((COLUMNS, UNITS), 0.3, dtype), jnp.zeros(COLUMNS, dtype)
+    q = affine_posterior(w, b, x, Gaussian())
+    mixed = Mixed([(Gaussian(), range(COLUMNS))])
+    one, two = (elbo_monte_carlo(key, lambda z: w @ z + b, x, q, f, num_samples=20) for f in (Gaussian(), mixed))
+    close(one, two, dtype)
+    np.testing.assert_array_equal(mixed.sample(key, x, 0.5), Gaussian().sample(key, x, 0.5))
+    assert not np.array_equal(mixed.sample(key, x, 0.5), Gaussian().sample(jax.random.key(1), x, 0.5))
+
+
+# Several families, block by block -------------------------------------------------------------------------
+
+
+def by_hand(x, eta, phi=PHI):
+    """log p of the table by SciPy, column by column."""
+    x, eta = np.asarray(x, float), np.broadcast_to(np.asarray(eta, float), np.shape(x))
+    p = 1 / (1 + np.exp(-eta))
+    columns = [
+        scipy.stats.bernoulli(p[:, 0]).logpmf(x[:, 0]),
+        scipy.stats.poisson(np.exp(eta[:, 1])).logpmf(x[:, 1]),
+        scipy.stats.norm(eta[:, 2], np.sqrt(phi[2])).logpdf(x[:, 2]),
+        scipy.stats.bernoulli(p[:, 3]).logpmf(x[:, 3]),
+        scipy.stats.norm(eta[:, 4], np.sqrt(phi[4])).logpdf(x[:, 4]),
+    ]
+    return np.stack(columns, axis=1)
+
+
+def test_the_log_prob_of_each_block(dtype):
+    x, eta, phi = table(dtype), jnp.linspace(-1, 1, COLUMNS, dtype=dtype), jnp.asarray(PHI, dtype)
+    got = TABLE.log_prob(x, eta, phi)
+    close(got, by_hand(x, eta), dtype)
+    close(jax.jit(lambda f, *a: f.log_prob(*a))(TABLE, x, eta, phi), got, dtype)
+    swapped = Mixed([(Bernoulli(), [0, 3]), (Poisson(), [2]), (Gaussian(), [4, 1])])
+    assert np.max(np.abs(swapped.log_prob(x, eta, phi)[:, 1:3] - got[:, 1:3])) > 0.1
+    assert np.max(np.abs(TABLE.log_prob(x, eta, 1.0) - got)) > 0.1
+
+
+def test_the_closed_form_against_dense_algebra(dtype):
+    x, beta = table(dtype), 0.8
+    optimum = fit(x, TABLE, UNITS, beta=beta, dispersion=np.array(PHI))
+    rows = np.asarray(x, float)
+    # mu, mu' and F'' at eta0 = 0; Gaussian: 0, 1, 1
+    mean, slope = np.array([0.5, 1, 0, 0.5, 0]), np.array([0.25, 1, 1, 0.25, 1])
+    response, weight = (rows - mean) / slope, slope / np.array(PHI)
+    whitened = (response - response.mean(0)) * np.sqrt(weight)
+    values, vectors = np.linalg.eigh(whitened.T @ whitened / ROWS)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    assert values[0] > beta > values[2]
+    close(optimum.eigenvalues, values, dtype, factor=10)
+    close(optimum.intercept, response.mean(0), dtype)
+    length = np.sqrt(np.maximum(values[:UNITS] - beta, 0))
+    scaled = vectors[:, :UNITS] * length / np.sqrt(weight)[:, None]
+    close(optimum.loadings @ optimum.loadings.T, scaled @ scaled.T, dtype, factor=10)
+    constant = by_hand(rows, np.zeros(COLUMNS)) + 0.5 * weight * response**2
+    quadratic = (
+        np.sum(beta * np.minimum(values[:UNITS] / beta, 1) + beta * np.log(np.maximum(values[:UNITS] / beta, 1)))
+        + values[UNITS:].sum()
+    )
+    close(optimum.elbo_taylor, constant.sum(1).mean() - 0.5 * quadratic, dtype, factor=10)
+    unweighted = fit(x, TABLE, UNITS, beta=beta, dispersion=1.0)
+    assert abs(float(unweighted.elbo_taylor - optimum.elbo_taylor)) > 0.1
+
+
+def test_the_exact_elbo_of_each_block(dtype):
+    x, phi = table(dtype), jnp.asarray(PHI, dtype)
+    optimum = fit(x, TABLE, UNITS, beta=0.5, dispersion=phi)
+    q = posterior(optimum, x)
+    got = elbo_exact(optimum.loadings, optimum.intercept, x, q, TABLE, beta=0.5, dispersion=phi)
+    mean = q.mean @ optimum.loadings.T + optimum.intercept
+    variance = jnp.sum((optimum.loadings @ q.covariance) * optimum.loadings, axis=1)
+    blocks = [(Bernoulli(), [0, 3]), (Poisson(), [1]), (Gaussian(), [2, 4])]
+    expected = -0.5 * kl_divergence(q) + sum(
+        jnp.sum(f.expected_log_prob(x[:, c], mean[:, c], variance[jnp.array(c)], phi[jnp.array(c)]), axis=1)
+        for f, c in ((f, np.array(c)) for f, c in blocks)
+    )
+    close(got, expected, dtype)
+    value, error = elbo_monte_carlo(
+        jax.random.key(2), optimum.decoder, x, q, TABLE, beta=0.5, dispersion=phi, num_samples=2000
+    )
+    standard_error = float(jnp.sqrt(jnp.sum(error**2)) / ROWS)
+    assert abs(float(jnp.mean(value - got))) < 5 * standard_error
+    assert abs(float(jnp.mean(value - got)) + 2.0) > 5 * standard_error
+
+
+def test_taylor_and_quadratic_against_automatic_differentiation(dtype):
+    x, phi = table(dtype), jnp.asarray(PHI, dtype)
+    eta0 = TABLE.null_predictor(jnp.mean(x, axis=0))
+    quadratic = expand(x, TABLE, expand_at="null", dispersion=phi)
+    slope = jax.grad(lambda eta: jnp.sum(TABLE.log_prob(x, eta, phi)))
+    at = jnp.broadcast_to(eta0, x.shape)
+    close(quadratic.weight * (quadratic.response - eta0), slope(at), dtype, factor=10)
+    close(-jax.jvp(slope, (at,), (jnp.ones_like(at),))[1], at * 0 + quadratic.weight, dtype, factor=10)
+    close(quadratic(eta0), TABLE.log_prob(x, eta0, phi), dtype, factor=10)
+
+
+def test_the_bracket_holds_column_by_column(dtype):
+    x, phi = table(dtype), jnp.asarray(PHI, dtype)
+    optimum = fit(x, TABLE, UNITS, dispersion=phi)
+    q = posterior(optimum, x)
+    mean = q.mean @ optimum.loadings.T + optimum.intercept
+    variance = jnp.sum((optimum.loadings @ q.covariance) * optimum.loadings, axis=1)
+    lower, upper = expected_remainder_bounds(TABLE, mean, variance, dispersion=phi)
+    quadratic = elbo_quadratic(optimum.loadings, optimum.intercept, x, q, TABLE, dispersion=phi)
+    exact = elbo_exact(optimum.loadings, optimum.intercept, x, q, TABLE, dispersion=phi)
+    slack = RELATIVE[dtype.name] * np.abs(exact)
+    assert np.all(quadratic + lower.sum(1) <= exact + slack)
+    assert np.all(exact <= quadratic + upper.sum(1) + slack)
+    assert not np.all(np.abs(exact - quadratic) <= slack)
+    for column, member in enumerate([Bernoulli(), Poisson(), Gaussian(), Bernoulli(), Gaussian()]):
+        alone = remainder_bounds(member, mean[:, column], dispersion=phi[column])
+        both = remainder_bounds(TABLE, mean, dispersion=phi)
+        close([b[:, column] for b in both], list(alone), dtype)
+
+
+def test_the_order_of_the_columns_does_not_matter(dtype):
+    x, phi, order = table(dtype), np.array(PHI), np.array([4, 2, 0, 1, 3])
+    where = np.argsort(order).tolist()  # where column j has gone
+    moved = Mixed([(f, [where[j] for j in group]) for f, group in zip(TABLE.families, TABLE.groups, strict=True)])
+    here = fit(x, TABLE, UNITS, dispersion=phi)
+    there = fit(x[:, order], moved, UNITS, dispersion=phi[order])
+    close(there.elbo_taylor, here.elbo_taylor, dtype, factor=10)
+    close(there.intercept, here.intercept[order], dtype)
+    product = here.loadings @ here.loadings.T
+    close(there.loadings @ there.loadings.T, product[order][:, order], dtype, factor=100)
+    wrong = fit(x[:, order], moved, UNITS, dispersion=phi)
+    assert abs(float(wrong.elbo_taylor - here.elbo_taylor)) > 0.01
+
+
+@pytest.mark.float64
+def test_the_onset_of_collapse(dtype):
+    x, phi = table(dtype), np.array(PHI)
+    data = moments(x, family=TABLE)
+    onset = float(collapse_onset(data, TABLE, dispersion=phi))
+    rows = np.asarray(x)
+    variance = np.array([rows[:, 0].var(), rows[:, 1].mean(), phi[2], rows[:, 3].var(), phi[4]])
+    residuals = (rows - rows.mean(0)) / np.sqrt(variance)
+    np.testing.assert_allclose(onset, np.linalg.eigvalsh(residuals.T @ residuals / ROWS)[-1], rtol=1e-10)
+    null = TABLE.null_predictor(data.mean)
+    top = fit(data, TABLE, 1, beta=onset / 2, dispersion=phi, expand_at="null").loadings
+
+    def objective(scale, beta):
+        options = {"beta": beta, "dispersion": phi}
+        w = scale * top
+        q = affine_posterior(w, null, x, TABLE, expand_at="null", **options)
+        return float(jnp.mean(elbo_exact(w, null, x, q, TABLE, **options)))
+
+    assert objective(0.02, 0.98 * onset) > objective(0.0, 0.98 * onset)
+    assert objective(0.02, 1.02 * onset) < objective(0.0, 1.02 * onset)
+
+
+def test_samples_of_each_block(dtype):
+    eta = jnp.asarray([0.5, 1.0, 3.0, -1.0, -2.0], dtype)
+    phi = jnp.asarray(PHI, dtype)
+    x = TABLE.sample(jax.random.key(0), jnp.broadcast_to(eta, (5000, COLUMNS)), phi)
+    assert x.dtype == dtype
+    TABLE.validate(x)
+    variance = phi * TABLE.variance_function(eta)
+    assert np.all(np.abs(x.mean(0) - TABLE.mean(eta)) < 5 * np.sqrt(variance / 5000))
+    assert np.all(np.abs(x.var(0) / variance - 1) < 0.12)  # 5 / sqrt(5000), a little more for the Poisson
+    correlation = np.corrcoef(np.asarray(x, float).T)
+    assert np.max(np.abs(correlation - np.eye(COLUMNS))) < 5 / np.sqrt(5000)  # no key used twice
+
+
+# Dispersion, transformations ------------------------------------------------------------------------------
+
+
+def test_a_dispersion_is_one_where_every_member_fixes_it(dtype):
+    x = table(dtype)[:, [0, 1, 3]]
+    family = Mixed([(Bernoulli(), [0, 2]), (Poisson(), [1])])
+    close(tuple(fit(x, family, 1)), tuple(fit(x, family, 1, dispersion=1.0)), dtype)
+    assert family.fixed_dispersion == 1.0
+    with_exponential = Mixed([(Exponential(), [1]), (NegativeBinomial([1.0, 2.0]), [0, 2])])
+    assert with_exponential.fixed_dispersion == 1.0
+
+
+def test_a_dispersion_is_asked_for_where_one_does_not(dtype):
+    x = table(dtype)
+    for call in (
+        lambda: fit(x, TABLE, 1),
+        lambda: collapse_onset(moments(x), TABLE),
+        lambda: fit(x, Mixed([(Gaussian(), range(5))]), 1),
+    ):
+        with pytest.raises(ValueError, match=r"dispersion: Mixed.* needs one, got None; .* or shape \(5,\)"):
+            call()
+
+
+def test_a_value_a_member_becomes_one_a_column():
+    np.testing.assert_array_equal(TABLE.columnwise([1.0, 2.0, 3.0]), [1, 2, 3, 1, 3])
+    with pytest.raises(ValueError, match="values: expected 3, one a member, got 2"):
+        TABLE.columnwise([1.0, 2.0])
+
+
+def test_it_is_a_pytree_of_its_members(dtype):
+    family = Mixed([(NegativeBinomial(jnp.asarray(2.0, dtype)), [1]), (Bernoulli(), [0, 2])])
+    leaves, structure = jax.tree.flatten(family)
+    assert repr(jax.tree.unflatten(structure, leaves)) == repr(family)
+    x, eta = jnp.asarray([1.0, 3.0, 0.0], dtype), jnp.asarray([0.1, 0.2, 0.3], dtype)
+    slope = jax.grad(lambda f: jnp.sum(f.log_prob(x, eta)), allow_int=True)(family)
+    alone = jax.grad(lambda f: f.log_prob(x[1], eta[1]))(family.families[0])
+    close(slope.families[0].size, alone.size, dtype)
+    assert float(alone.size) != 0.0
+    batched = jax.vmap(lambda e: family.log_prob(x, e))(jnp.stack([eta, 2 * eta]))
+    close(batched[1], family.log_prob(x, 2 * eta), dtype)
+    assert isinstance(family.of_column(1), NegativeBinomial)
+    assert isinstance(family.of_column(2), Bernoulli)
+
+
+def test_a_member_may_be_mixed(dtype):
+    inner = Mixed([(Gaussian(), [1]), (Poisson(), [0])])
+    family = Mixed([(inner, [3, 1]), (Bernoulli(), [0, 2])])
+    x, eta = jnp.asarray([[1.0, 0.3, 0.0, 4.0]], dtype), jnp.asarray([0.1, 0.2, 0.3, 0.4], dtype)
+    flat = Mixed([(Gaussian(), [1]), (Poisson(), [3]), (Bernoulli(), [0, 2])])
+    close(family.log_prob(x, eta), flat.log_prob(x, eta), dtype)
+    assert isinstance(family.of_column(3), Poisson)
+
+
+def test_the_name():
+    assert repr(TABLE) == "Mixed([(Bernoulli(), [0, 3]), (Poisson(), [1]), (Gaussian(), [4, 2])])"
+    assert repr(Mixed([(Poisson(), range(7))])) == "Mixed([(Poisson(), slice(0, 7))])"
+
+
+# Errors ---------------------------------------------------------------------------------------------------
+
+
+def test_data_out_of_the_support_of_their_member(dtype):
+    x = np.array(table(dtype))
+    for (row, column), value, member in [
+        ((2, 3), 1.5, r"\[0, 1\] of Bernoulli"),
+        ((4, 1), -1.0, r"\[0, inf\) of Poisson"),
+    ]:
+        bad = x.copy()
+        bad[row, column] = value
+        with pytest.raises(ValueError, match=rf"x: .* support {member}\(\), got {value:g} at \[{row}, {column}\]"):
+            TABLE.validate(bad)
+        with pytest.raises(ValueError, match=rf"x: .* at \[{row}, {column}\]"):
+            fit(bad, TABLE, 1, dispersion=1.0)
+    bad = x.copy()
+    bad[0, 2] = np.nan
+    with pytest.raises(ValueError, match=r"x: expected finite numbers, got nan at \[0, 2\]"):
+        TABLE.validate(bad)
+    bad[0, 2] = -1e3  # a real column takes it
+    TABLE.validate(bad)
+
+
+def test_another_number_of_columns():
+    x = np.zeros((3, 4))
+    with pytest.raises(ValueError, match=r"x: expected 5 columns, the number Mixed.* is for, got shape \(3, 4\)"):
+        moments(x, family=TABLE)
+    with pytest.raises(ValueError, match=r"x: expected 5 columns"):
+        expand(x, TABLE)
+    with pytest.raises(ValueError, match=r"x.mean: expected 5 columns"):
+        fit(moments(x), TABLE, 1, dispersion=1.0)
+    with pytest.raises(ValueError, match=r"expected 5 columns, the number Mixed"):
+        TABLE.mean(jnp.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("members", "error", "message"),
+    [
+        ([], ValueError, "members: expected at least one pair"),
+        ([Bernoulli()], TypeError, r"members: expected pairs \(family, columns\), got Bernoulli\(\) at \[0\]"),
+        (
+            [(Bernoulli(), [0]), ("poisson", [1])],
+            TypeError,
+            r"members: expected a family first, got 'poisson' at \[1\]",
+        ),
+        ([(Bernoulli(), [0, 1]), (Poisson(), [1])], ValueError, "every column once, got column 1 more than once"),
+        ([(Bernoulli(), [0, 0])], ValueError, "every column once, got column 0 more than once"),
+        ([(Bernoulli(), [0]), (Poisson(), [2])], ValueError, "expected columns 0 to 2, got none for column 1"),
+        ([(Bernoulli(), [-1])], ValueError, r"columns of members\[0\]: expected columns from 0, got -1 at \[0\]"),
+        ([(Bernoulli(), [])], ValueError, r"columns of members\[0\]: expected a list of at least one column"),
+        ([(Bernoulli(), 0)], ValueError, r"columns of members\[0\]: expected a list of at least one column"),
+        ([(Bernoulli(), [0.0])], TypeError, r"columns of members\[0\]: expected integers, got dtype float64"),
+        ([(Bernoulli(), [True])], TypeError, r"columns of members\[0\]: expected integers, got dtype bool"),
+        ([(Bernoulli(), slice(0, None))], ValueError, r"columns of members\[0\]: expected a slice with a stop"),
+        ([(Bernoulli(), slice(0, -1))], ValueError, r"columns of members\[0\]: expected a slice with a stop"),
+        ([(Binomial([1.0, 2.0]), [0])], ValueError, r"columns of members\[0\]: expected 2, the number Binomial"),
+    ],
+)
+def test_members_that_do_not_fit(members, error, message):
+    with pytest.raises(error, match=message):
+        Mixed(members)
+
+
+def test_a_mixed_family_has_no_activation_scale_of_its_own():
+    with pytest.raises(TypeError, match="activation_scale"):
+        Mixed([(Gaussian(), [0])], activation_scale=2.0)
+    scaled = Mixed([(Gaussian(activation_scale=2.0), [0])])
+    assert float(scaled.mean(jnp.ones(1))[0]) == 2.0
+
+
+def test_every_method_of_a_family_is_dispatched():
+    """A method that Mixed inherits would see the columns of all members at once."""
+    harmless = {"log_prob", "expected_log_prob", "validate"}  # built from the others, or checks
+    methods = {n for n, v in vars(Family).items() if callable(v) and not n.startswith("__") and n != "_scale"}
+    assert "link" in methods
+    assert methods - harmless <= set(vars(Mixed))
