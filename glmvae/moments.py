@@ -8,7 +8,6 @@ batches, in shards or from several machines. Covariances divide by the (weighted
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -40,7 +39,7 @@ class Moments(NamedTuple):
             measure K, and so L-hat to its last constant. None where no family was given.
     """
 
-    count: Float[Array, ""]
+    count: Float[Array, ""]  # type: ignore[assignment]  # tuple.count gives way
     mean: Float[Array, " d"]
     covariance: Float[Array, "d d"]
     base_statistic: Float[Array, " d"] | None = None
@@ -132,13 +131,15 @@ def _moments_of_batches(
         pairs = zip(batches, weights, strict=True)
     else:
         raise TypeError("weights: expected an iterator over batches of weights, as x is one over batches of rows")
-    parts = (moments(batch, family=family, weights=w) for batch, w in pairs)
-    try:
-        return functools.reduce(merge, parts)
-    except TypeError as error:
-        if "empty" in str(error):
-            raise ValueError("x: expected at least one batch, got none") from None
-        raise
+    total = None
+    for batch, w in pairs:
+        if w is not None and not np.any(np.asarray(w)):
+            continue  # rows that count for nothing, which alone have no mean
+        part = moments(batch, family=family, weights=w)
+        total = part if total is None else merge(total, part)
+    if total is None:
+        raise ValueError("x: expected at least one batch whose weights are not all 0, got none")
+    return total
 
 
 def merge(a: Moments, b: Moments) -> Moments:

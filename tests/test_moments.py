@@ -245,3 +245,12 @@ def test_rows_sharded_over_two_devices_give_the_same(dtype):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "same"
+
+
+def test_a_batch_of_weight_zero_changes_nothing(dtype):
+    x = np.random.default_rng(3).normal(size=(6, 2)).astype(dtype)
+    w = np.array([1.0, 2.0, 0.5, 1.0, 0.0, 0.0], dtype)
+    batches = moments(iter([x[:4], x[4:]]), weights=iter([w[:4], w[4:]]))
+    np.testing.assert_allclose(batches.covariance, moments(x, weights=w).covariance, rtol=1e-5)
+    with pytest.raises(ValueError, match="x: expected at least one batch"):
+        moments(iter([x[4:]]), weights=iter([w[4:]]))
