@@ -34,7 +34,7 @@ def run(
     data: tuple[str, ...] = (),
     max_steps: int = 5000,
 ) -> dict[str, Any]:
-    """All figures. ``data`` names the sets (``"synthetic"``, ``"frey"``, ``"mnist"``) on which the starts are compared."""
+    """All figures. The starts are compared on the sets named in ``data``: ``"synthetic"``, ``"frey"``, ``"mnist"``."""
     size: dict[str, Any] = {"columns": columns, "latent_dim": latent_dim, "widths": widths, "batch_size": batch_size}
     result: dict[str, Any] = {"step": step_time(**size, steps=steps, repeats=repeats, peers=peers)}
     result["starts"] = [

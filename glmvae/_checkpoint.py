@@ -32,8 +32,8 @@ def load(path: Path, settings: dict[str, Any], like: Any) -> Any:
         ValueError: not a checkpoint, or one of other settings; it names the first that differs.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = dict(content)
         saved = json.loads(str(arrays.pop(_SETTINGS)))
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of a training run") from error
