@@ -151,7 +151,10 @@ def diagnose(
         beta_for_active_units(data, family, units, latent_dim=latent_dim, dispersion=dispersion, expand_at=at)
         for at in ("zero", "null")
     ]
-    refined = None if refine is None else jnp.sum(activity(refined_optimum(null, x, family, method=refine)) > 0)
+    refined = None
+    if refine is not None:
+        best = refined_optimum(null, x, family, method=refine)
+        refined = jnp.sum(best.eigenvalues[:latent_dim] > best.beta)
 
     dtype = zero.loadings.dtype
     variance = jnp.diag(data.covariance)
