@@ -18,6 +18,7 @@ from glmvae import (
     fit,
     moments,
     posterior,
+    refine,
     remainder_bounds,
 )
 from glmvae.expansion import working_weight
@@ -237,6 +238,31 @@ def test_expected_gradient_and_weight_are_derivatives(family, dtype):
     if not counts_of(family):
         doubled = weight * phi  # a dropped dispersion
         assert np.max(np.abs(doubled + curvature)) > 0.01
+
+
+@every_family
+def test_the_three_expected_terms_at_once(family, dtype):
+    x, eta = points(family, dtype)
+    mean, variance = jnp.broadcast_to(eta, x.shape), jnp.asarray([0.0, 0.3, 1.0, 9.0], dtype)
+    at_once = family.expected_terms(x, mean, variance, 0.7)
+    apart = [getattr(family, f"expected_{n}")(x, mean, variance, 0.7) for n in ("log_prob", "gradient", "weight")]
+    tolerance = 1e-9 if dtype == np.float64 else 2e-4  # the error is absolute, times x + r of up to 60
+    for got, expected in zip(at_once, apart, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("family", [Gamma(), NegativeBinomial(np.array(SIZES))], ids=repr)
+def test_the_exact_elbo_can_be_climbed(family, dtype):
+    x = data_of(family, dtype)
+    start = fit(x, family, 2, beta=0.3, dispersion=0.7, expand_at="null")
+    best = refine(start, x, family, method="exact", tolerance=1e-4)
+    assert np.all(np.diff(best.history) >= 0)
+    before = jnp.mean(
+        elbo_exact(start.loadings, start.intercept, x, posterior(start, x), family, beta=0.3, dispersion=0.7)
+    )
+    assert float(best.elbo) > float(before) + 1e-3
+    again = elbo_exact(best.loadings, best.intercept, x, best.rows, family, beta=0.3, dispersion=0.7)
+    np.testing.assert_allclose(best.elbo, jnp.mean(again), rtol=1e-4)
 
 
 # The expansion is Fisher scoring --------------------------------------------------------------------------

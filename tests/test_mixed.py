@@ -25,6 +25,7 @@ from glmvae import (
     moments,
     optimal_posterior,
     posterior,
+    refine,
     remainder_bounds,
 )
 from glmvae.families import (
@@ -283,6 +284,26 @@ def test_the_onset_of_collapse(dtype):
 
     assert objective(0.02, 0.98 * onset) > objective(0.0, 0.98 * onset)
     assert objective(0.02, 1.02 * onset) < objective(0.0, 1.02 * onset)
+
+
+def test_the_exact_elbo_can_be_climbed(dtype):
+    x, phi = table(dtype), jnp.asarray(PHI, dtype)
+    start = fit(x, TABLE, UNITS, beta=0.5, dispersion=phi, expand_at="null")
+    best = refine(start, x, TABLE, method="exact", tolerance=1e-4)
+    assert np.all(np.diff(best.history) >= 0)
+    value = elbo_exact(best.loadings, best.intercept, x, best.rows, TABLE, beta=0.5, dispersion=phi)
+    np.testing.assert_allclose(best.elbo, jnp.mean(value), rtol=1e-4)
+    q = posterior(start, x)
+    before = elbo_exact(start.loadings, start.intercept, x, q, TABLE, beta=0.5, dispersion=phi)
+    assert float(best.elbo) > float(jnp.mean(before)) + 1e-3
+    binary = x[:, [0, 3]]
+    alone = [
+        refine(fit(binary, f, 1, beta=0.5), binary, f, method="exact", tolerance=1e-4).elbo
+        for f in (Bernoulli(), Mixed([(Bernoulli(), [1, 0])]))
+    ]
+    np.testing.assert_allclose(alone[1], alone[0], rtol=1e-4)
+    with pytest.raises(TypeError, match=r"family: 'column' needs a Bernoulli.*got Mixed"):
+        refine(start, x, TABLE, method="column")
 
 
 def test_samples_of_each_block(dtype):

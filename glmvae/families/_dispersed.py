@@ -13,6 +13,7 @@ from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from glmvae import _checks
+from glmvae._logistic_mixture import expected_logistic
 from glmvae._softplus import expected_excess, sigmoid, softplus
 from glmvae.families._base import Family, Support, pytree_family
 
@@ -250,6 +251,17 @@ class NegativeBinomial(Family):
         scale = self._scale(mean)
         curvature = expected_excess(2, self._logit(mean), scale**2 * variance)
         return scale**2 * (x + self._size(x)) * curvature / dispersion
+
+    def expected_terms(
+        self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0
+    ) -> tuple[Array, Array, Array]:
+        # An absolute error of 3e-12 (x + r) (float64), at an eighth of the cost of the three apart
+        scale, m, r = self._scale(mean), self._logit(mean), self._size(x)
+        excess, tail, slope = expected_logistic(m, scale**2 * variance)
+        kink = x * jnp.maximum(-m, 0.0) + r * jnp.maximum(m, 0.0)
+        value = -(kink + (x + r) * excess) / dispersion + self.log_base_measure(x)
+        gradient = scale * jnp.where(m > 0, (x + r) * tail - r, x - (x + r) * tail) / dispersion
+        return value, gradient, scale**2 * (x + r) * slope / dispersion
 
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
         odds = jnp.exp(self._logit(eta))
