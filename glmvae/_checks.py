@@ -161,7 +161,7 @@ def _numbers(value: Any, name: str) -> np.ndarray | None:
     return array
 
 
-def _refuse(array: np.ndarray, bad: np.ndarray, name: str, expected: str) -> None:
+def _refuse(array: np.ndarray, bad: np.ndarray | np.bool_, name: str, expected: str) -> None:
     if np.any(bad):
         where = f" at {first_index(bad)}" if array.ndim else ""
         raise ValueError(f"{name}: expected {expected}, got {_first_value(array, bad)}{where}")

@@ -42,7 +42,7 @@ class Expansion(NamedTuple):
     weight: Float[Array, " d"]
     constant: Float[Array, "n d"]
 
-    def __call__(self, eta: Float[Array, "#n d"]) -> Float[Array, "n d"]:
+    def __call__(self, eta: Float[Array, "*#n d"]) -> Float[Array, "n d"]:
         """The quadratic at eta, entry by entry."""
         return self.constant - 0.5 * self.weight * (self.response - eta) ** 2
 

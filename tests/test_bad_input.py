@@ -435,7 +435,7 @@ def test_betas(value, error, match):
         (np.nan, ValueError, "at least 1"),
         (np.inf, ValueError, "at least 1"),
         ([4, 0, -1], ValueError, r"at least 1, got 0 at \[1\]"),
-        (np.ones((2, 2)), ValueError, "a scalar or a vector"),
+        (np.ones((2, 2, 2)), ValueError, "a scalar or a vector"),
         ("5", TypeError, "expected a number"),
         (True, TypeError, "expected a number"),
     ],

@@ -22,7 +22,7 @@ TIGHT_NEAR = 100
 PAPER_SLACK = 4
 
 every_family = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-every_point = pytest.mark.parametrize("expand_at", ["zero", "null", [0.3, -0.7, 1.1]], ids=str)
+every_point = pytest.mark.parametrize("expand_at", ["zero", "null", np.array([0.3, -0.7, 1.1])], ids=str)
 
 
 # The quadratic ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
@@ -52,7 +52,7 @@ def pytree_family(*static: str) -> Callable[[type[T]], type[T]]:
         def flatten(family: Any) -> tuple[list, tuple]:
             return [getattr(family, n) for n in dynamic], tuple(getattr(family, n) for n in static)
 
-        def unflatten(aux: tuple, children: list) -> Any:
+        def unflatten(aux: tuple, children: Iterable) -> Any:
             family = object.__new__(cls)
             for name, value in [*zip(dynamic, children, strict=True), *zip(static, aux, strict=True)]:
                 object.__setattr__(family, name, value)
@@ -289,11 +289,11 @@ def _invert(mean: Callable[[Array], Array], target: Array) -> Array:
     sign = jnp.where(increasing, 1.0, -1.0).astype(target.dtype)
     low, high = -jnp.ones_like(target), jnp.ones_like(target)
 
-    def widen(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def widen(_: ArrayLike, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         return jnp.where(mean(sign * low) > target, 2 * low, low), jnp.where(mean(sign * high) < target, 2 * high, high)
 
-    def bisect(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def bisect(_: ArrayLike, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
         below = mean(sign * middle) < target

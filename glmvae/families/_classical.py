@@ -93,7 +93,7 @@ class Binomial(Family):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.at_least(self.trials, 1, "trials")
+        _checks.at_least(self.trials, 1.0, "trials")
         if isinstance(self.trials, list | tuple):
             object.__setattr__(self, "trials", np.asarray(self.trials))
 
