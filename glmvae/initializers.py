@@ -153,7 +153,8 @@ def _carry(hidden: Any, last: nnx.Linear, weight: Array, bias: Array, *, at_the_
     for layer, kernel in zip(hidden, kernels, strict=True):
         padded = _padded(kernel, (layer.kernel.shape[0], carried), layer.kernel.dtype)
         layer.kernel[...] = layer.kernel[...].at[:, :carried].set(padded)
-    hidden[0].bias[...] = hidden[0].bias[...].at[:carried].set(np.concatenate([start, -start]))
+    signed = jnp.asarray(np.concatenate([start, -start]), weight.dtype)
+    hidden[0].bias[...] = hidden[0].bias[...].at[:carried].set(signed)
     joined = np.vstack([identity, -identity])  # (relu(h), relu(-h)) -> h
     return _set(last, joined @ np.asarray(weight).T, bias) if at_the_end else _set(last, joined, jnp.zeros_like(bias))
 
