@@ -4,6 +4,7 @@ The public names, grouped by module. Families live in :mod:`glmvae.families`, da
 """
 
 from glmvae import families as families
+from glmvae.bracket import bracket as bracket
 from glmvae.diagnosis import Diagnosis as Diagnosis
 from glmvae.diagnosis import diagnose as diagnose
 from glmvae.elbo import affine_posterior as affine_posterior

@@ -24,6 +24,7 @@ from glmvae._rows import (
     Standardisation,
     Summary,
     best_rows,
+    gradient_moments,
     no_change,
     pass_over_rows,
 )
@@ -174,6 +175,45 @@ def prune(state: State, problem: Problem) -> State:
         if not float(summary.elbo) >= state.elbo:
             return state
         state = State(decoder, rows, summary)
+
+
+def wake(state: State, problem: Problem, tolerance: float) -> State:
+    """Loadings for units that are off, where these raise the ELBO.
+
+    W_k = 0 is stationary whatever the ELBO is around it. To second order a unit of loadings u adds
+
+        mean (u' g)^2 / (2 beta) - u' diag(w) u / 2
+
+    so it pays if the largest eigenvalue of G^-1/2 (mean g g') G^-1/2 exceeds beta; with all units off that is the
+    onset of collapse.
+    """
+    off = jnp.all(state.decoder.loadings == 0, axis=0)
+    if not bool(jnp.any(off)):
+        return state
+    loadings = _further_loadings(state, problem, gradient_moments(state.decoder, problem, state.rows), off)
+    if not bool(jnp.any(loadings != state.decoder.loadings)):
+        return state
+    steps, same = jnp.asarray(2), no_change(off.shape[0], loadings.dtype)
+    for i in range(_HALVINGS):
+        length = 0.5**i
+        added = _add(state.decoder, Decoder(loadings - state.decoder.loadings, 0 * state.decoder.intercept), length)
+        rows, summary = pass_over_rows(added, problem, state.rows, same, steps)
+        if float(summary.elbo) > state.elbo + tolerance:
+            return State(added, rows, summary)
+    return state
+
+
+@jax.jit
+def _further_loadings(state: State, problem: Problem, moment: Array, off: Array) -> Array:
+    """The loadings; units that are off get the leading directions of ``moment``, as long as the closed form's."""
+    weight = state.summary.weight
+    scale = jnp.where(weight > 0, jax.lax.rsqrt(jnp.where(weight > 0, weight, 1.0)), 0.0)
+    values, vectors = jnp.linalg.eigh(moment * scale[:, None] * scale)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    rounding = 1 + 64 * jnp.finfo(values.dtype).eps
+    length = jnp.where(values > rounding * problem.beta, jnp.sqrt(jnp.maximum(values - problem.beta, 0.0)), 0.0)
+    place = jnp.clip(jnp.cumsum(off) - 1, 0)
+    return jnp.where(off, (vectors * scale[:, None] * length)[:, place], state.decoder.loadings)
 
 
 @jax.jit

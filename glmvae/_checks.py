@@ -100,6 +100,19 @@ def columns_of(x: Array, family: Family, name: str) -> None:
     columns = family.columns
     if columns is not None and (not x.ndim or columns != x.shape[-1]):
         raise ValueError(f"{name}: expected {columns} columns, the number {family!r} is for, got shape {x.shape}")
+    trials = np.shape(getattr(family, "trials", 0))
+    if len(trials) == 2 and trials != x.shape:
+        raise ValueError(f"{name}: expected shape {trials}, that of the trials per entry, got shape {x.shape}")
+
+
+def one_a_column(family: Family) -> None:
+    """The family has no parameter per entry, whose averages moments know nothing of."""
+    trials = np.shape(getattr(family, "trials", 0))
+    if len(trials) == 2:
+        raise ValueError(
+            f"family: moments need trials that are a scalar or one a column, got shape {trials}; "
+            'trials per entry are for refine(method="entry" or "exact"), started from fit(x / trials, Bernoulli(), ...)'
+        )
 
 
 def matrix(value: Any, name: str, *, columns: int | None = None, rows: int | None = None) -> Array:
@@ -179,12 +192,13 @@ def positive(value: Any, name: str, columns: int | None = None) -> None:
     _refuse(array, ~(np.isfinite(array) & (array > 0)), name, "a positive finite number")
 
 
-def at_least(value: Any, least: float, name: str) -> None:
-    """A finite number, or vector of them, none below ``least``."""
+def at_least(value: Any, least: float, name: str, *, entries: bool = False) -> None:
+    """A finite number, or vector of them, none below ``least``; with ``entries`` a matrix of them too."""
     array = _numbers(value, name)
     if array is None:
         return
-    _refuse_matrix(array, name)
+    if not (entries and array.ndim == 2):
+        _refuse_matrix(array, name)
     _refuse(array, ~(np.isfinite(array) & (array >= least)), name, f"a finite number of at least {least:g}")
 
 

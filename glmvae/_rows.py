@@ -359,3 +359,19 @@ def mean_elbo(decoder: Decoder, problem: Problem, rows: RowPosteriors) -> Float[
         return total + jnp.sum(jnp.where(jnp.arange(size) + start >= i * size, elbo, 0.0)) / num_rows
 
     return jax.lax.fori_loop(0, num_blocks, body, jnp.zeros((), problem.x.dtype))
+
+
+@jax.jit
+def gradient_moments(decoder: Decoder, problem: Problem, rows: RowPosteriors) -> Float[Array, "d d"]:
+    """The mean over rows of g g': what a further latent unit could explain."""
+    num_rows, columns = problem.x.shape
+    size, num_blocks = _blocks(problem)
+
+    def body(i: Array, total: Array) -> Array:
+        start = jnp.minimum(i * size, num_rows - size)
+        q = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), rows)
+        gradient = _evaluate(decoder, block_of(problem, start, size), q).gradient
+        gradient = jnp.where((jnp.arange(size) + start >= i * size)[:, None], gradient, 0.0)
+        return total + gradient.T @ gradient / num_rows
+
+    return jax.lax.fori_loop(0, num_blocks, body, jnp.zeros((columns, columns), problem.x.dtype))

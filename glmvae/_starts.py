@@ -48,6 +48,8 @@ def null_intercept(problem: Problem, mean: Float[Array, " d"]) -> Float[Array, "
     size, num_blocks = _blocks(problem)
     start = problem.family.link(mean)
     start = jnp.where(jnp.isfinite(start), start, 0.0)
+    if start.ndim == 2:  # trials per entry
+        start = jnp.mean(start, axis=0)
     if problem.offset is not None:
         start = start - (problem.offset if problem.offset.ndim == 1 else jnp.mean(problem.offset, axis=0))
 

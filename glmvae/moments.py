@@ -90,6 +90,7 @@ def moments(
     """
     if family is not None:
         _checks.family(family)
+        _checks.one_a_column(family)
     if isinstance(x, Iterator):
         return _moments_of_batches(x, family, weights)
     x = _checks.numeric(x, "x")

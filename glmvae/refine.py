@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from glmvae import _checks
-from glmvae._ascent import State, ascend, at_decoder, null_decoder, principal_axes, prune, safe_start
+from glmvae._ascent import State, ascend, at_decoder, null_decoder, principal_axes, prune, safe_start, wake
 from glmvae._jaakkola import ColumnRound, LogisticBound, column_null, column_round, is_logistic
 from glmvae._rows import Decoder, Problem, RowPosteriors, best_rows, mean_elbo
 from glmvae.families import Binomial, Family
@@ -104,7 +104,7 @@ def refine(
     """Raise a closed-form optimum to a tighter bound or to the optimum of the exact beta-ELBO.
 
     ``"column"``: -softplus(t) >= -t/2 - log(2 cosh(xi/2)) - (omega/2)(t^2 - xi^2), omega = tanh(xi/2) / (2 xi), with
-    one xi a column. Given xi the closed form of :func:`~glmvae.optimum.fit` applies with the weight rho^2 n omega / phi;
+    one xi a column. Given xi the closed form of :func:`~glmvae.optimum.fit` applies with weight rho^2 n omega / phi;
     then xi_j^2 = mean E t_j^2. Moments suffice; a round is one eigendecomposition.
 
     ``"entry"``: one xi_ij^2 = E t_ij^2 an entry, a posterior a row, weighted least squares for (W, b).
@@ -136,8 +136,8 @@ def refine(
         ImportError: ``progress`` without tqdm.
 
     Exactness: every entry of ``history`` is at least the one before. ``"column"`` and ``"entry"`` maximise a lower
-    bound of the exact ELBO (``"column"`` for a negative binomial, whose trials x + r are averaged over a column, something
-    else); ``"exact"`` reaches a stationary point of the exact ELBO to within the tolerance, not proven global.
+    bound of the exact ELBO (not ``"column"`` for a negative binomial, whose trials x + r it averages over a column);
+    ``"exact"`` reaches a stationary point of the exact ELBO to within the tolerance, not proven global.
     Nothing is returned that is worse than the null model.
 
     Cost: ``"column"`` O(d^3) a round. Others O(N d kappa^2) a round, in blocks: beside x and the posteriors returned
@@ -295,11 +295,21 @@ def _by_rows(
     state = safe_start(Decoder(optimum.loadings, optimum.intercept), problem, null, tolerance)
     if method == "entry":
         state = at_decoder(state.decoder, target, tolerance)
-    state, history, converged = ascend(state, target, tolerance=tolerance, max_rounds=max_rounds, report=report)
-    pruned = prune(state, target)
-    if pruned is not state:
-        history.append(pruned.elbo)
-    state, strength = principal_axes(pruned)
+    history = [state.elbo]
+    while True:
+        left = max_rounds - (len(history) - 1)
+        state, more, converged = ascend(state, target, tolerance=tolerance, max_rounds=left, report=report)
+        history += more[1:]
+        pruned = prune(state, target)
+        if pruned is not state:
+            history.append(pruned.elbo)
+        state = wake(pruned, target, tolerance)
+        if state is pruned or len(history) > max_rounds:
+            break
+        history.append(state.elbo)
+    if state is not pruned:
+        history.append(state.elbo)
+    state, strength = principal_axes(state)
     encoder, bias, covariance = _mean_encoder(state, problem, mean)
     value = state.summary.elbo
     return RefinedOptimum(

@@ -78,7 +78,9 @@ class Gaussian(Family):
 class Binomial(Family):
     """x successes in ``trials`` [n]: F = n softplus(theta), K = log C(n, x), mu = n sigmoid(theta).
 
-    ``trials`` is a scalar or one value a column, (d,). Values of x between the integers count as proportions.
+    ``trials`` is a scalar, one value a column, (d,), or one an entry, (N, d), which the moments behind the closed form
+    know nothing of but ELBOs and :func:`~glmvae.refine.refine` do. Values of x between the integers count as
+    proportions.
 
     Raises:
         ValueError: a trial count below 1 or not finite; it names the first.
@@ -93,7 +95,7 @@ class Binomial(Family):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.at_least(self.trials, 1.0, "trials")
+        _checks.at_least(self.trials, 1.0, "trials", entries=True)
         if isinstance(self.trials, list | tuple):
             object.__setattr__(self, "trials", np.asarray(self.trials))
 
@@ -105,7 +107,7 @@ class Binomial(Family):
         return _checks.length(self.trials)
 
     def of_column(self, column: int) -> Family:
-        return self if self.columns is None else dataclasses.replace(self, trials=np.asarray(self.trials)[column])
+        return self if self.columns is None else dataclasses.replace(self, trials=np.asarray(self.trials)[..., column])
 
     @property
     def support(self) -> Support:
