@@ -69,10 +69,8 @@ def close(got, expected, dtype, factor=1.0):
 TRIALS = np.array([1.0, 2.0, 5.0, 3.0, 9.0])
 ALONE = [
     (Gaussian(), Mixed([(Gaussian(), slice(0, 5))])),
-    (Poisson(), Mixed([(Poisson(), [3, 0]), (Poisson(), np.array([1, 4, 2]))])),
     (Binomial(TRIALS), Mixed([(Binomial(TRIALS[[2, 0]]), [2, 0]), (Binomial(TRIALS[[1, 3, 4]]), [1, 3, 4])])),
-    (Gamma(), Mixed([(Gamma(), range(5))])),
-    (NegativeBinomial(2.0), Mixed([(NegativeBinomial(2.0), [4, 3, 2, 1, 0])])),
+    (Gamma(), Mixed([(Gamma(), np.array([4, 3, 2, 1, 0]))])),
 ]
 
 
