@@ -1,0 +1,471 @@
+"""Refined optima: monotone, below the exact ELBO and at its optimum, with every argument."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+from glmvae import Moments, Posterior, collapse_onset, elbo_exact, fit, kl_divergence, moments, posterior
+from glmvae._jaakkola import log_two_cosh, omega
+from glmvae._logistic_mixture import expected_logistic
+from glmvae._rows import Decoder, Problem, no_change, pass_over_rows, starting_rows, symmetric_inverse
+from glmvae._softplus import expected_excess, expected_sigmoid
+from glmvae.families import Bernoulli, Binomial, Gamma, Gaussian, NegativeBinomial, Poisson
+from glmvae.refine import RefinedOptimum, refine, refined_posterior
+
+N, D, K = 60, 5, 2
+# Nats per row: what the ascent is asked for in the tests that compare optima.
+TIGHT = 1e-10
+# An ELBO of a few nats in float32, summed in another order.
+ROUNDING = {"float64": 1e-9, "float32": 2e-5}
+
+
+def _data(kind, dtype, rows=N):
+    rng = np.random.default_rng(7)
+    eta = 0.8 * rng.normal(size=(rows, K)) @ rng.normal(size=(K, D)) + 0.3 * rng.normal(size=D)
+    family, x, phi = {
+        "bernoulli": lambda: (Bernoulli(), rng.random(eta.shape) < 1 / (1 + np.exp(-2 * eta)), None),
+        "binomial": lambda: (Binomial(6), rng.binomial(6, 1 / (1 + np.exp(-eta))), None),
+        "poisson": lambda: (Poisson(), rng.poisson(np.exp(eta)), None),
+        "gaussian": lambda: (Gaussian(), eta + rng.normal(size=eta.shape), None),
+        "gamma": lambda: (Gamma(), rng.gamma(2.0, np.exp(eta) / 2), 0.5),
+        "negative binomial": lambda: (NegativeBinomial(3.0), rng.poisson(rng.gamma(3.0, np.exp(eta))), None),
+    }[kind]()
+    x = np.asarray(x, dtype)
+    return family, x, fit(x, family, K, dispersion=phi)
+
+
+def _elbo(r, x, family, q=None):
+    q = r.rows if q is None else q
+    return float(jnp.mean(elbo_exact(r.loadings, r.intercept, x, q, family, beta=r.beta, dispersion=r.dispersion)))
+
+
+def _null(x, family, phi=1.0):
+    null = family.null_predictor(jnp.mean(jnp.asarray(x), axis=0))
+    return float(jnp.mean(jnp.sum(family.log_prob(x, jnp.broadcast_to(null, x.shape), phi), axis=1)))
+
+
+# What it is made of -----------------------------------------------------------------------------------------
+
+
+def test_the_mixture_agrees_with_the_quadrature(dtype):
+    mean, variance = (
+        jnp.asarray(a.ravel(), dtype) for a in np.meshgrid([-20.0, -3.0, 0.0, 0.1, 5.0], [0.0, 0.3, 4.0, 100.0])
+    )
+    excess, tail, slope = expected_logistic(mean, variance)
+    bound = 5e-12 if dtype == np.float64 else 3e-6
+    np.testing.assert_allclose(excess, expected_excess(0, mean, variance), rtol=0, atol=bound * 2)
+    sigmoid = jnp.where(mean > 0, 1 - tail, tail)
+    np.testing.assert_allclose(sigmoid, expected_sigmoid(mean, variance), rtol=0, atol=bound * 4)
+    np.testing.assert_allclose(slope, expected_excess(2, mean, variance), rtol=0, atol=bound * 10)
+
+
+def test_symmetric_inverse_is_that_of_linear_algebra(dtype):
+    root = np.random.default_rng(0).normal(size=(9, K + 1, K + 1))
+    matrix = (root @ np.swapaxes(root, 1, 2) + np.eye(K + 1)).astype(dtype)
+    inverse, log_det = symmetric_inverse(jnp.asarray(matrix))
+    tolerance = 1e-12 if dtype == np.float64 else 1e-4
+    np.testing.assert_allclose(inverse, np.linalg.inv(matrix), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(matrix)[1], rtol=tolerance)
+
+
+def test_the_logistic_bound_touches_and_stays_below(dtype):
+    xi, t = jnp.asarray([0.0, 1e-3, 0.5, 3.0, 40.0], dtype), jnp.linspace(-50, 50, 401).astype(dtype)[:, None]
+    bound = -0.5 * t - log_two_cosh(xi) - 0.5 * omega(xi) * (t**2 - xi**2)
+    gap = -jnp.logaddexp(t, 0.0) - bound
+    assert gap.min() > -4 * jnp.finfo(dtype).eps * 50
+    at = -jnp.logaddexp(xi, 0.0) - (-0.5 * xi - log_two_cosh(xi))
+    np.testing.assert_allclose(at, 0.0, atol=4 * float(jnp.finfo(dtype).eps) * 40)
+    wider = -0.5 * t - log_two_cosh(xi) - 0.45 * omega(xi) * (t**2 - xi**2)
+    assert (-jnp.logaddexp(t, 0.0) - wider).min() < -0.1  # a smaller curvature is no bound
+
+
+# Monotone, and between the bounds ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("bernoulli", "column"),
+        ("bernoulli", "entry"),
+        ("binomial", "column"),
+        ("negative binomial", "column"),
+        ("negative binomial", "entry"),
+    ],
+)
+def test_bounds_rise_and_stay_below_the_exact_elbo(kind, method, dtype):
+    family, x, start = _data(kind, dtype)
+    r = refine(start, x, family, method=method, tolerance=1e-5)
+    assert np.all(np.diff(r.history) >= 0)
+    assert r.history.dtype == r.loadings.dtype == r.elbo.dtype == dtype
+    if method == "column" and kind == "negative binomial":
+        assert r.lower_bound is None
+        return
+    assert r.lower_bound == r.history[-1]
+    assert r.lower_bound < r.elbo
+    q = r.rows if method == "entry" else posterior(r, x)
+    np.testing.assert_allclose(r.elbo, _elbo(r, x, family, q), rtol=ROUNDING[dtype.name])
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "poisson", "gamma", "gaussian", "negative binomial"])
+def test_the_exact_ascent_rises_from_the_start_and_reports_the_exact_elbo(kind, dtype):
+    family, x, start = _data(kind, dtype)
+    r = refine(start, x, family, tolerance=1e-4)
+    assert isinstance(r, RefinedOptimum)
+    assert r.converged
+    assert np.all(np.diff(r.history) >= 0)
+    np.testing.assert_allclose(r.elbo, r.history[-1])
+    np.testing.assert_allclose(r.elbo, _elbo(r, x, family), rtol=ROUNDING[dtype.name])
+    assert r.elbo >= _null(x, family, start.dispersion) - ROUNDING[dtype.name]
+    assert r.lower_bound is None
+    if kind == "gaussian":
+        assert len(r.history) == 1  # zero rounds
+        np.testing.assert_allclose(r.elbo, start.elbo_taylor, rtol=ROUNDING[dtype.name])
+    else:
+        assert len(r.history) > 1
+
+
+def test_each_bound_is_tighter_than_the_one_before(dtype):
+    family, x, start = _data("bernoulli", dtype)
+    column = refine(start, x, family, method="column")
+    entry = refine(start, x, family, method="entry", tolerance=1e-4)
+    exact = refine(start, x, family, method="exact", tolerance=1e-4)
+    assert start.elbo_taylor < column.lower_bound < entry.lower_bound < exact.elbo
+    assert column.elbo < exact.elbo
+    assert entry.elbo < exact.elbo
+
+
+@pytest.mark.float64
+def test_column_needs_moments_alone(dtype):
+    family, x, start = _data("binomial", dtype)
+    from_rows = refine(start, x, family, method="column")
+    from_moments = refine(start, moments(x, family=family), family, method="column")
+    np.testing.assert_allclose(from_moments.loadings, from_rows.loadings, rtol=1e-12)
+    assert from_moments.elbo is None
+    assert "unknown" in repr(from_moments)
+    # The reference of the bound: its own quadratics at the returned decoder and encoder, row by row.
+    q = posterior(from_rows, x)
+    m = q.mean @ from_rows.loadings.T + from_rows.intercept
+    v = jnp.sum((from_rows.loadings @ q.covariance) * from_rows.loadings, axis=1)
+    xi = jnp.sqrt(jnp.mean(m**2, axis=0) + v)
+    value = (x - 3) * m - 6 * (log_two_cosh(xi) + 0.5 * omega(xi) * (m**2 + v - xi**2)) + family.log_base_measure(x)
+    bound = jnp.mean(jnp.sum(value, axis=1) - kl_divergence(q))
+    assert from_rows.lower_bound <= bound + 1e-12  # xi here is already that of the next round
+    np.testing.assert_allclose(from_rows.lower_bound, bound, atol=2e-6)
+
+
+# Against an independent optimiser ---------------------------------------------------------------------------
+
+
+def _by_lbfgs(family, x, start, rows, iterations=1500):
+    """The exact ELBO maximised over everything at once: decoder, means, Cholesky factors."""
+    eye = jnp.eye(K)
+
+    def loss(p):
+        root = jnp.tril(p["root"], -1) + jnp.exp(p["root"]) * eye
+        covariance = root @ jnp.swapaxes(root, 1, 2)
+        m = p["mean"] @ p["loadings"].T + p["intercept"]
+        v = jnp.einsum("dk,nkl,dl->nd", p["loadings"], covariance, p["loadings"])
+        value = jnp.sum(family.expected_log_prob(x, m, v, start.dispersion), axis=1)
+        log_det = 2 * jnp.sum(jnp.diagonal(p["root"], axis1=1, axis2=2), axis=1)
+        trace = jnp.sum(root**2, axis=(1, 2))
+        kl = 0.5 * (trace - log_det + jnp.sum(p["mean"] ** 2, axis=1) - K)
+        return -jnp.mean(value - start.beta * kl)
+
+    p = {
+        "loadings": jnp.asarray(start.loadings),
+        "intercept": jnp.asarray(start.intercept),
+        "mean": jnp.zeros((rows, K)),
+        "root": jnp.zeros((rows, K, K)) - 0.5 * eye,
+    }
+    solver = optax.lbfgs()
+
+    @jax.jit
+    def run(p):
+        def step(carry, _):
+            p, state = carry
+            value, gradient = optax.value_and_grad_from_state(loss)(p, state=state)
+            update, state = solver.update(gradient, state, p, value=value, grad=gradient, value_fn=loss)
+            return (optax.apply_updates(p, update), state), None
+
+        (p, _), _ = jax.lax.scan(step, (p, solver.init(p)), None, length=iterations)
+        return loss(p), optax.tree.norm(jax.grad(loss)(p))
+
+    value, gradient = run(p)
+    return -float(value), float(gradient)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("kind", ["bernoulli", "poisson"])
+def test_it_agrees_with_lbfgs_on_the_exact_elbo(kind, dtype):
+    family, x, start = _data(kind, dtype)
+    start = fit(x, family, K, expand_at="null")
+    r = refine(start, x, family, tolerance=TIGHT)
+    reference, gradient = _by_lbfgs(family, x, start, N)
+    assert gradient < 1e-5  # it did get there
+    np.testing.assert_allclose(r.elbo, reference, rtol=0, atol=1e-6)
+    assert float(r.elbo) - float(r.history[0]) > 1e-3  # the start would not have passed
+
+
+# Starts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.float64
+def test_a_start_below_the_null_model_is_replaced(dtype):
+    family, x, start = _data("poisson", dtype)
+    lost = start._replace(loadings=start.loadings + 3.0, intercept=start.intercept + 5.0)
+    assert _elbo(lost, x, family, posterior(lost, x)) < _null(x, family)
+    r = refine(lost, x, family, tolerance=1e-6)
+    assert r.history[0] >= _null(x, family)
+    good = refine(fit(x, family, K, expand_at="null"), x, family, tolerance=1e-6)
+    np.testing.assert_allclose(r.elbo, good.elbo, atol=1e-4)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("method", ["column", "exact"])
+def test_above_the_onset_the_null_model_is_returned(method, dtype):
+    family, x, _ = _data("bernoulli", dtype)
+    r = refine(fit(x, family, K, beta=50.0), x, family, method=method)
+    np.testing.assert_allclose(r.elbo, _null(x, family), atol=1e-6)
+    assert not np.any(r.eigenvalues[:K] > r.beta)
+    assert "0 active" in repr(r)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("kind", ["bernoulli", "poisson"])
+def test_units_that_the_start_pruned_come_back_below_the_onset_and_only_there(kind, dtype):
+    family, x, _ = _data(kind, dtype)
+    onset = float(collapse_onset(moments(x), family))
+    off = fit(x, family, K, beta=1e6)._replace(beta=jnp.asarray(0.98 * onset))
+    assert not np.any(off.loadings)
+    off = off._replace(intercept=family.null_predictor(jnp.mean(x, axis=0)))
+    below = refine(off, x, family, tolerance=1e-9)
+    assert np.sum(below.eigenvalues > below.beta) == 1
+    assert np.all(np.diff(below.history) >= 0)
+    assert below.elbo > _null(x, family) + 1e-6
+    above = refine(off._replace(beta=jnp.asarray(1.02 * onset)), x, family, tolerance=1e-9)
+    assert not np.any(above.eigenvalues > above.beta)
+
+
+@pytest.mark.float64
+def test_digits_keep_a_unit_at_4_7_and_none_at_5(dtype):
+    x = (load_digits().data > 7).astype(dtype)
+    assert 4.7 < collapse_onset(moments(x), Bernoulli()) < 5.0
+    for beta, active in ((4.7, 1), (5.0, 0)):
+        r = refine(fit(x, Bernoulli(), K, beta=beta), x, Bernoulli(), tolerance=1e-7)
+        assert np.sum(r.eigenvalues > r.beta) == active
+
+
+@pytest.mark.float64
+def test_constant_columns_do_no_harm(dtype):
+    family, x, _ = _data("bernoulli", dtype)
+    x = x.copy()
+    x[:, 0], x[:, 1] = 0.0, 1.0
+    for method in ("column", "entry", "exact"):
+        r = refine(fit(x, family, K), x, family, method=method, tolerance=1e-6)
+        assert np.all(np.isfinite(r.loadings))
+        assert np.all(np.diff(r.history) >= 0)
+    rest = refine(fit(x[:, 2:], family, K), x[:, 2:], family, tolerance=1e-6)
+    np.testing.assert_allclose(r.elbo, rest.elbo, atol=1e-4)
+
+
+# Offsets, trials per entry, missing entries -----------------------------------------------------------------
+
+
+@pytest.mark.float64
+def test_an_offset_of_zero_changes_nothing_and_a_constant_one_moves_the_intercept(dtype):
+    family, x, start = _data("poisson", dtype)
+    plain = refine(start, x, family, tolerance=TIGHT)
+    zero = refine(start, x, family, offset=np.zeros((N, D)), tolerance=TIGHT)
+    np.testing.assert_allclose(zero.elbo, plain.elbo, atol=1e-9)
+    np.testing.assert_allclose(zero.intercept, plain.intercept, atol=1e-4)
+    shift = np.linspace(-1, 1, D)
+    moved = refine(start, x, family, offset=shift, tolerance=TIGHT)
+    np.testing.assert_allclose(moved.elbo, plain.elbo, atol=1e-8)
+    np.testing.assert_allclose(moved.intercept + shift, plain.intercept, atol=1e-3)
+    # Control: an offset that differs between the rows is something else.
+    other = refine(start, x, family, offset=np.linspace(-1, 1, N)[:, None] * np.ones(D), tolerance=TIGHT)
+    assert abs(other.elbo - plain.elbo) > 1e-2
+
+
+@pytest.mark.float64
+def test_trials_per_entry(dtype):
+    family, x, start = _data("binomial", dtype)
+    each = refine(start, x, Binomial(np.full((N, D), 6.0)), tolerance=TIGHT)
+    one = refine(start, x, family, tolerance=TIGHT)
+    np.testing.assert_allclose(each.elbo, one.elbo, atol=1e-9)
+    trials = 6.0 + np.arange(N)[:, None] % 3 + np.zeros(D)
+    varied = Binomial(trials)
+    r = refine(fit(x / trials, Bernoulli(), K), x, varied, tolerance=1e-6)
+    np.testing.assert_allclose(r.elbo, _elbo(r, x, varied), rtol=1e-9)
+    assert abs(r.elbo - one.elbo) > 1e-2
+    with pytest.raises(ValueError, match="family: moments need trials that are a scalar or one a column"):
+        fit(x, varied, K)
+    with pytest.raises(ValueError, match=r"x: expected shape \(60, 5\)"):
+        refined_posterior(r, x[:10], varied)
+
+
+@pytest.mark.float64
+def test_gaussian_with_missing_entries_is_the_dense_marginal_likelihood(dtype):
+    family, x, start = _data("gaussian", dtype)
+    hidden = np.random.default_rng(1).random(x.shape) < 0.3
+    r = refine(start, np.where(hidden, np.nan, x), family, missing=hidden, tolerance=1e-13, max_rounds=400)
+    phi = float(r.dispersion)
+
+    def log_marginal(loadings, intercept):
+        total = 0.0
+        for i in range(N):
+            seen = np.flatnonzero(~hidden[i])
+            w = loadings[seen]
+            covariance = w @ w.T + phi * jnp.eye(len(seen))
+            residual = x[i, seen] - intercept[seen]
+            quadratic = residual @ jnp.linalg.solve(covariance, residual) if len(seen) else 0.0
+            log_det = jnp.linalg.slogdet(covariance)[1] if len(seen) else 0.0
+            total = total - 0.5 * (quadratic + log_det + len(seen) * np.log(2 * np.pi))
+        return total / N
+
+    value, gradient = jax.value_and_grad(log_marginal, (0, 1))(r.loadings, r.intercept)
+    np.testing.assert_allclose(r.elbo, value, rtol=1e-10)
+    assert max(float(jnp.max(jnp.abs(g))) for g in gradient) < 1e-5
+    at_start = jax.grad(log_marginal)(start.loadings, start.intercept)
+    assert float(jnp.max(jnp.abs(at_start))) > 1e-3
+    i = int(np.argmax(hidden.sum(1)))
+    seen = np.flatnonzero(~hidden[i])
+    w = r.loadings[seen]
+    covariance = np.linalg.inv(np.eye(K) + w.T @ w / phi)
+    np.testing.assert_allclose(r.rows.covariance[i], covariance, atol=1e-9)
+    np.testing.assert_allclose(r.rows.mean[i], covariance @ w.T @ (x[i, seen] - r.intercept[seen]) / phi, atol=1e-5)
+
+
+@pytest.mark.float64
+def test_posteriors_of_rows_with_missing_entries(dtype):
+    family, x, start = _data("bernoulli", dtype)
+    hidden = np.zeros((N, D), bool)
+    hidden[:, 3:] = True
+    garbage = np.where(hidden, np.nan, x)
+    q = refined_posterior(start, garbage, family, missing=hidden, tolerance=1e-12)
+    fewer = start._replace(loadings=start.loadings[:3], intercept=start.intercept[:3])
+    reference = refined_posterior(fewer, x[:, :3], family, tolerance=1e-12)
+    np.testing.assert_allclose(q.mean, reference.mean, atol=1e-10)
+    np.testing.assert_allclose(q.covariance, reference.covariance, atol=1e-10)
+    assert np.abs(q.mean - refined_posterior(start, x, family).mean).max() > 1e-2
+    empty = refined_posterior(start, garbage[:2], family, missing=np.ones((2, D), bool))
+    np.testing.assert_allclose(empty.mean, 0.0, atol=1e-12)
+    np.testing.assert_allclose(empty.covariance, np.broadcast_to(np.eye(K), (2, K, K)), atol=1e-12)
+
+
+@pytest.mark.float64
+def test_posteriors_of_the_training_rows_are_those_of_the_ascent(dtype):
+    family, x, start = _data("poisson", dtype)
+    r = refine(start, x, family, tolerance=TIGHT)
+    q = refined_posterior(r, x, family, tolerance=1e-13)
+    np.testing.assert_allclose(q.mean, r.rows.mean, atol=2e-3)
+    # Stationary: no perturbation of a mean or a covariance does better.
+    best = elbo_exact(r.loadings, r.intercept, x, q, family)
+    for shift, factor in ((0.05, 1.0), (-0.05, 1.0), (0.0, 1.1), (0.0, 0.9)):
+        other = elbo_exact(r.loadings, r.intercept, x, Posterior(q.mean + shift, q.covariance * factor), family)
+        assert np.all(other < best)
+
+
+@pytest.mark.float64
+def test_missing_columns_are_no_information(dtype):
+    family, x, start = _data("bernoulli", dtype)
+    nothing = refine(start, x, family, missing=np.zeros((N, D), bool), tolerance=TIGHT)
+    plain = refine(start, x, family, tolerance=TIGHT)
+    np.testing.assert_allclose(nothing.elbo, plain.elbo, atol=1e-10)
+
+
+# Cost -------------------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_the_rows(dtype):
+    family, columns, units = Bernoulli(), 300, 3
+
+    def temporaries(rows):
+        problem = Problem(
+            *(jnp.zeros((rows, columns), dtype), family, jnp.ones((), dtype), jnp.ones((), dtype), None, None)
+        )
+        decoder = Decoder(jnp.ones((columns, units), dtype), jnp.zeros(columns, dtype))
+        small = problem._replace(x=problem.x[:1])
+        q = jax.tree.map(lambda a: jnp.zeros((rows, *a.shape[1:]), dtype), starting_rows(decoder, small))
+        compiled = pass_over_rows.lower(decoder, problem, q, no_change(units, dtype), jnp.asarray(1)).compile()
+        state = sum(a.nbytes for a in q)
+        return compiled.memory_analysis().temp_size_in_bytes, state, problem.x.nbytes
+
+    few, state_few, _ = temporaries(4_000)
+    many, state_many, data = temporaries(16_000)
+    # Beside the posteriors, which are returned (a loop may hold them twice), nothing grows.
+    assert many - few <= 2.1 * (state_many - state_few)
+    assert many - few < 0.2 * data
+
+
+_NO_HANG = """
+import numpy as np
+from glmvae import fit, refine
+from glmvae.families import Bernoulli
+x = (np.random.default_rng(0).random((3000, 30)) < 0.4).astype("float32")
+for method in ("column", "entry", "exact"):
+    refine(fit(x, Bernoulli(), 6), x, Bernoulli(), method=method, max_rounds=3)
+print("done")
+"""
+
+
+def test_nothing_hangs():
+    run = subprocess.run([sys.executable, "-c", _NO_HANG], capture_output=True, text=True, timeout=240, check=False)
+    assert run.stdout.strip() == "done", run.stderr
+
+
+def test_the_progress_bar_counts_the_rounds(capfd):
+    family, x, start = _data("bernoulli", np.float32)
+    refine(start, x, family, method="column", max_rounds=2, progress=True)
+    assert "refine column" in capfd.readouterr().err
+
+
+# Bad arguments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"method": "rows"}, ValueError, 'method: expected "column", "entry" or "exact"'),
+        ({"tolerance": 0.0}, ValueError, "tolerance: expected a positive"),
+        ({"tolerance": "small"}, TypeError, "tolerance: expected a number"),
+        ({"max_rounds": 0}, ValueError, "max_rounds: expected a positive integer"),
+        ({"max_rounds": 1.5}, TypeError, "max_rounds: expected an integer"),
+        ({"max_rounds": True}, TypeError, "max_rounds: expected an integer"),
+        ({"method": "column", "offset": np.zeros(D)}, ValueError, "offset: expected None"),
+        ({"method": "column", "missing": np.zeros((N, D), bool)}, ValueError, "missing: expected None"),
+        ({"offset": np.zeros(D + 1)}, ValueError, r"offset: expected shape \(5,\) or \(60, 5\)"),
+        ({"offset": np.full(D, np.inf)}, ValueError, r"offset: expected finite numbers, got inf at \[0\]"),
+        ({"offset": "much"}, TypeError, "offset: expected an array of numbers"),
+        ({"missing": np.zeros((N, D))}, TypeError, "missing: expected booleans"),
+        ({"missing": np.zeros((N, D - 1), bool)}, ValueError, r"missing: expected shape \(60, 5\)"),
+        ({"missing": np.arange(D) == np.full((N, 1), 2)}, ValueError, r"got none at \[2\]"),
+        ({"x": np.ones((N, D + 1))}, ValueError, "x: expected 5 columns"),
+        ({"x": np.full((N, D), np.nan)}, ValueError, r"x: expected finite numbers, got nan at \[0, 0\]"),
+        ({"x": np.full((N, D), 2.0)}, ValueError, r"x: expected values in the support \[0, 1\]"),
+        ({"method": "entry", "family": Poisson()}, TypeError, "family: 'entry' needs a Bernoulli"),
+        ({"method": "column", "family": Gaussian()}, TypeError, "family: 'column' needs a Bernoulli"),
+        ({"x": Moments(jnp.ones(()), jnp.full(D, 0.5), jnp.eye(D))}, TypeError, "x: expected rows, got Moments"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, message):
+    family, x, start = _data("bernoulli", np.float32)
+    arguments = {"optimum": start, "x": x, "family": family} | change
+    with pytest.raises(error, match=message):
+        refine(**arguments)
+
+
+def test_bad_arguments_of_refined_posterior_are_named():
+    family, x, start = _data("bernoulli", np.float32)
+    with pytest.raises(ValueError, match="max_steps: expected a positive integer"):
+        refined_posterior(start, x, family, max_steps=0)
+    with pytest.raises(ValueError, match="tolerance: expected a positive"):
+        refined_posterior(start, x, family, tolerance=-1.0)
+    with pytest.raises(ValueError, match="x: expected 5 columns"):
+        refined_posterior(start, x[:, :3], family)
