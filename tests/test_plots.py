@@ -91,7 +91,7 @@ def test_activities_of_nets_are_sorted_and_those_of_the_closed_form_are_lines():
     np.testing.assert_array_equal(drawn[0], drawn[2])
     np.testing.assert_array_equal(drawn[0], path[:, 0])
     assert ax.get_xscale() == "linear"
-    assert plots.activities([0.1, 1.0, 10.0], path).get_xscale() == "log"
+    assert plots.activities(np.array([0.1, 1.0, 10.0]), path).get_xscale() == "log"
 
 
 def test_the_spectrum_marks_the_cut_off():
