@@ -115,8 +115,8 @@ def test_it_is_tight_where_the_predictor_does_not_vary(dtype):
 def test_corollary_1_beats_jensen_near_zero_and_loses_far_out(dtype):
     # one unit of loading w at eta = 0: Jensen's gap is w^2 / 8, Corollary 1's w^4 / 64
     q = Posterior(jnp.zeros((1, 1), dtype), jnp.eye(1, dtype=dtype))
-    _, near = bracket(jnp.full((1, 1), 0.1, dtype), jnp.zeros(1, dtype), jnp.ones((1, 1), dtype), q, Bernoulli())
-    assert near[0] < -np.log(2) - 0.1**2 / 8 + 0.1**4 / 32
+    _, near = bracket(jnp.full((1, 1), 0.4, dtype), jnp.zeros(1, dtype), jnp.ones((1, 1), dtype), q, Bernoulli())
+    assert near[0] < -np.log(2) - 0.4**2 / 8 + 0.4**4 / 32
     _, far = bracket(jnp.full((1, 1), 10.0, dtype), jnp.zeros(1, dtype), jnp.ones((1, 1), dtype), q, Bernoulli())
     np.testing.assert_allclose(far[0], -np.log(2), rtol=1e-4)
 
