@@ -22,10 +22,11 @@ from jaxtyping import Float
 from glmvae import _checks
 from glmvae.families import Family
 
-# Rows a block, and strips of columns whose Gram matrices are formed from the diagonal on: block, strips and
-# their products stay in cache, and 10 of 16 sub-blocks are multiplied. Chosen by timing on 784 columns.
+# Rows a block, and groups of about that many columns, at most so many: a block and its products stay in cache, and of
+# g^2 pairs of groups only the g (g + 1) / 2 that differ are multiplied. Chosen by timing on 784 columns.
 _BLOCK = 1000
-_STRIPS = 4
+_GROUP = 112
+_MOST_GROUPS = 7
 
 
 class Moments(NamedTuple):
@@ -191,25 +192,30 @@ def _one_pass(x: Float[Array, "n d"], family: Family | None, weights: Array | No
     block = min(_BLOCK, num_rows)
     # From the first row: a column that never leaves its first value has variance 0, whatever its mean rounds to.
     shift = x[0] + jnp.mean(x[:block] - x[0], axis=0)
-    edges = [num_columns * i // _STRIPS for i in range(_STRIPS + 1)]
-    strips = [(lo, hi) for lo, hi in itertools.pairwise(edges) if hi > lo]
+    num_groups = min(max(num_columns // _GROUP, 1), _MOST_GROUPS)
+    edges = [num_columns * i // num_groups for i in range(num_groups + 1)]
+    pairs = list(itertools.combinations_with_replacement([slice(*ends) for ends in itertools.pairwise(edges)], 2))
 
     def add(rows: Array, w: Array | None, sums: tuple) -> tuple:
-        total, statistic, grams, valid = sums
+        total, statistic, grams, outside = sums
         centred = rows - shift
         weighted = centred if w is None else centred * w[:, None]
-        grams = [g + weighted[:, lo:hi].T @ centred[:, lo:] for g, (lo, hi) in zip(grams, strips, strict=True)]
+        # Transposed once, for good: products of contiguous rows are a tenth faster.
+        left = right = jax.lax.optimization_barrier(centred.T)
+        if w is not None:
+            left = right * w
+        grams = [g + left[i] @ right[j].T for g, (i, j) in zip(grams, pairs, strict=True)]
         if family is not None:
-            valid &= jnp.all(family.support.contains(rows))
+            outside += jnp.sum(jnp.where(family.support.contains(rows), 0, 1), axis=0)  # by column: it vectorises
             statistic += _column_sum(family.base_statistic(rows), w)
-        return total + jnp.sum(weighted, axis=0), statistic, grams, valid
+        return total + jnp.sum(weighted, axis=0), statistic, grams, outside
 
     zeros = jnp.zeros(num_columns, x.dtype)
     sums = (
         zeros,
         zeros,
-        [jnp.zeros((hi - lo, num_columns - lo), x.dtype) for lo, hi in strips],
-        jnp.array(True),
+        [jnp.zeros((i.stop - i.start, j.stop - j.start), x.dtype) for i, j in pairs],
+        jnp.zeros(num_columns, jnp.int32),
     )
     num_blocks = num_rows // block
 
@@ -222,15 +228,17 @@ def _one_pass(x: Float[Array, "n d"], family: Family | None, weights: Array | No
     if num_blocks * block < num_rows:
         rest = slice(num_blocks * block, None)
         sums = add(x[rest], None if weights is None else weights[rest], sums)
-    total, statistic, grams, valid = sums
+    total, statistic, grams, outside = sums
 
     count = jnp.asarray(num_rows, x.dtype) if weights is None else jnp.sum(weights)
     offset = total / count
-    upper = jnp.concatenate([jnp.pad(g, ((0, 0), (lo, 0))) for g, (lo, _) in zip(grams, strips, strict=True)])
-    upper = jnp.triu(upper)
-    gram = upper + upper.T - jnp.diag(jnp.diag(upper))
+    gram = jnp.zeros((num_columns, num_columns), x.dtype)
+    for block_gram, (i, j) in zip(grams, pairs, strict=True):
+        # Each product twice, so that the covariance is symmetric to the last digit.
+        block_gram = 0.5 * (block_gram + block_gram.T) if i == j else block_gram
+        gram = gram.at[j, i].set(block_gram.T).at[i, j].set(block_gram)
     covariance = gram / count - jnp.outer(offset, offset)
-    valid &= jnp.all(jnp.isfinite(covariance))
+    valid = jnp.all(jnp.isfinite(covariance)) & jnp.all(outside == 0)
     result = Moments(count, shift + offset, covariance, None if family is None else statistic / count)
     return result, valid
 
