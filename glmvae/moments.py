@@ -206,7 +206,8 @@ def _one_pass(x: Float[Array, "n d"], family: Family | None, weights: Array | No
             left = right * w
         grams = [g + left[i] @ right[j].T for g, (i, j) in zip(grams, pairs, strict=True)]
         if family is not None:
-            outside += jnp.sum(jnp.where(family.support.contains(rows), 0, 1), axis=0)  # by column: it vectorises
+            # by column, which vectorises
+            outside += jnp.sum(~family.support.contains(rows), axis=0, dtype=jnp.int32)
             statistic += _column_sum(family.base_statistic(rows), w)
         return total + jnp.sum(weighted, axis=0), statistic, grams, outside
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from glmvae.monitor import Evaluation, Reference
 
 _MARKERS = "osD^v<>P"
+_MOST_CLASSES = 20
 
 
 def _axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes:
@@ -222,7 +223,7 @@ def latent_scatter(
 
     Args:
         mean: (N, kappa), such as ``posterior(optimum, x).mean``.
-        labels: (N,) classes, for colour.
+        labels: (N,), for colour: classes, or numbers, which get a colour scale where more than 20 of them differ.
         units: the two units to show.
         ax: where to draw.
 
@@ -246,6 +247,9 @@ def latent_scatter(
     settings: dict[str, Any] = {"s": 8, "alpha": 0.7, "linewidths": 0}
     if labels is None:
         ax.scatter(points[:, first], points[:, second], **settings)
+    elif len(np.unique(labels)) > _MOST_CLASSES and np.issubdtype(np.asarray(labels).dtype, np.number):
+        drawn = ax.scatter(points[:, first], points[:, second], c=np.asarray(labels), **settings)
+        ax.figure.colorbar(drawn, ax=ax)
     else:
         for i, label in enumerate(np.unique(labels)):
             chosen = points[np.asarray(labels) == label]

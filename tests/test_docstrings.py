@@ -10,9 +10,9 @@ import pytest
 
 import glmvae
 
-MODULES = [
-    importlib.import_module(info.name) for info in pkgutil.walk_packages(glmvae.__path__, prefix="glmvae.")
-] + [glmvae]
+MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(glmvae.__path__, prefix="glmvae.")] + [
+    glmvae
+]
 EXAMPLES = [
     test
     for module in MODULES

@@ -114,6 +114,7 @@ def test_images_stand_row_by_row():
 def test_points_are_the_units_asked_for_and_a_colour_is_a_class():
     ax = plots.latent_scatter(X, units=(2, 0))
     np.testing.assert_array_equal(ax.collections[0].get_offsets(), X[:, [2, 0]])
+    assert plots.latent_scatter(X, np.arange(60)).get_legend() is None  # numbers, not classes: a colour scale
     ax = plots.latent_scatter(X, np.arange(60) % 3)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["0", "1", "2"]
 

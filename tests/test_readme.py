@@ -1,6 +1,7 @@
 """What the README shows is what happens."""
 
 import contextlib
+import importlib
 import io
 import pathlib
 import re
@@ -29,5 +30,10 @@ def test_there_are_two_commands():
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"^\| `(\w+)\(", TEXT, re.M))))
-def test_the_table_names_functions_that_exist(name):
+def test_the_tables_name_functions_that_exist(name):
     assert callable(getattr(glmvae, name))
+
+
+@pytest.mark.parametrize("name", re.findall(r"^\| `(\w+)` \|", TEXT, re.M))
+def test_the_tables_name_modules_that_exist(name):
+    importlib.import_module(f"glmvae.{name}")
