@@ -1,7 +1,8 @@
 """One place decides precision: GLMVAE_TEST_PRECISION, "float64" (the default) or "float32".
 
 Tests take the fixture ``dtype``. A test marked ``float64`` states a claim that only double precision can show; in
-float32 it is not collected, so nothing is skipped. GLMVAE_TEST_TYPES=1 checks every jaxtyping annotation at run time.
+float32 it is not collected, so nothing is skipped; nor is one marked ``any_precision``, which decides its own or needs
+none, so once is enough. GLMVAE_TEST_TYPES=1 checks every jaxtyping annotation at run time.
 """
 
 import os
@@ -40,6 +41,6 @@ def dtype():
 
 def pytest_collection_modifyitems(config, items):
     if PRECISION == "float32":
-        dropped = [item for item in items if item.get_closest_marker("float64")]
+        dropped = [i for i in items if i.get_closest_marker("float64") or i.get_closest_marker("any_precision")]
         config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if not item.get_closest_marker("float64")]
+        items[:] = [item for item in items if item not in dropped]

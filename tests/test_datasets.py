@@ -24,6 +24,8 @@ import sklearn.datasets
 from glmvae import datasets
 from glmvae.families import Bernoulli, Binomial
 
+pytestmark = pytest.mark.any_precision
+
 MNIST_FILES = tuple(name for name in datasets._SHA256 if name.endswith(".gz"))
 MNIST_SHAPES = ((6, 2, 3), (6,), (4, 2, 3), (4,))  # of the tiny stand-in, in the order of MNIST_FILES
 FREY_FILE = "frey_rawface.mat"

@@ -10,6 +10,8 @@ import pytest
 
 import glmvae
 
+pytestmark = pytest.mark.any_precision
+
 MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(glmvae.__path__, prefix="glmvae.")] + [
     glmvae
 ]

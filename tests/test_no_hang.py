@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.any_precision
+
 # Compilation and thousands of rows, on a machine that has other work to do.
 SECONDS = 120
 

@@ -11,6 +11,8 @@ import pytest
 
 import glmvae
 
+pytestmark = pytest.mark.any_precision
+
 TEXT = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 
 
