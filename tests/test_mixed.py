@@ -284,6 +284,7 @@ def test_the_onset_of_collapse(dtype):
     assert objective(0.02, 1.02 * onset) < objective(0.0, 1.02 * onset)
 
 
+@pytest.mark.any_precision
 def test_the_exact_elbo_can_be_climbed(dtype):
     x, phi = table(dtype), jnp.asarray(PHI, dtype)
     start = fit(x, TABLE, UNITS, beta=0.5, dispersion=phi, expand_at="null")
