@@ -70,6 +70,7 @@ def _panel(axis: Any, title: str, rows: list[dict[str, Any]], colours: dict[int,
         axis.axvline(closed["warm_seconds"], color=colour, linestyle="--", linewidth=1.3)
     axis.axhline(target, color="0.5", linewidth=0.9, linestyle=":")
     axis.set(xscale="log", yscale="log", title=title, xlabel="seconds", ylabel="gap to the optimum, nats per row")
+    axis.xaxis.set_minor_formatter("")  # within one decade matplotlib would label the minor ticks, one over another
     axis.grid(visible=True, which="major", color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9, handlelength=1.5)
