@@ -1,0 +1,170 @@
+"""Peers are scored by the exact ELBO and by the deviance, and left out where they are not installed."""
+
+import importlib.util
+import json
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import expit, gammaln
+
+from benchmarks import peers
+from glmvae import Posterior
+from glmvae.families import Bernoulli, Poisson
+
+# Sums of some hundred terms in float64, in another order.
+EXACT = 1e-12
+# Nats: what the best posteriors of a row may be short of an independent optimiser's, and it of them.
+STEP = 1e-5
+ROWS, COLUMNS, UNITS = 30, 7, 2
+
+pytestmark = pytest.mark.any_precision
+
+
+@pytest.fixture(scope="module")
+def x():
+    rng = np.random.default_rng(0)
+    return rng.poisson(np.exp(rng.normal(1.0, 1.0, (ROWS, COLUMNS)))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def pln(x):
+    """What PlnPCA might have found: off its optimum, so that every part counts."""
+    rng = np.random.default_rng(1)
+    w, b = 0.4 * rng.normal(size=(COLUMNS, UNITS)), rng.normal(1.0, 0.3, COLUMNS)
+    mean, variance = rng.normal(size=(ROWS, UNITS)), rng.uniform(0.05, 0.5, (ROWS, UNITS))
+    return peers.PlnFit(w, b, mean, variance, own_elbo=-1.0, iterations=3, seconds=2.0)
+
+
+@pytest.fixture(scope="module")
+def factors():
+    rng = np.random.default_rng(2)
+    skew = np.array([[2.0, 0.7], [0.0, 0.3]])
+    return peers.FactorFit(
+        0.3 * rng.normal(size=(COLUMNS, UNITS)),
+        rng.normal(size=COLUMNS),
+        rng.normal(1, 1, (ROWS, UNITS)) @ skew,
+        "",
+        0.5,
+    )
+
+
+def stirling(x):
+    n = np.maximum(x, 1)
+    return 0.5 * np.log(2 * np.pi * n) + n * np.log(n) - n
+
+
+def poisson_elbo(found, x, log_factorial):
+    x = np.asarray(x, np.float64)
+    m = found.mean @ found.loadings.T + found.intercept
+    v = found.variance @ (found.loadings**2).T
+    fit = np.sum(x * m - np.exp(m + v / 2) - log_factorial(x), axis=1)
+    kl = 0.5 * np.sum(found.variance + found.mean**2 - 1 - np.log(found.variance), axis=1)
+    return np.mean(fit - kl)
+
+
+def test_plnpca_is_scored_with_the_exact_factorial(x, pln):
+    given, best = peers.score_pln(pln, x)
+    assert given == pytest.approx(poisson_elbo(pln, x, lambda n: gammaln(n + 1)), rel=EXACT)
+    # Stirling's formula is below log x!, so an ELBO by it is too high; by how much is seen
+    too_high = np.mean(np.sum(gammaln(x.astype(float) + 1) - stirling(x.astype(float)), axis=1))
+    assert poisson_elbo(pln, x, stirling) - given == pytest.approx(too_high, rel=1e-9)
+    assert too_high > 0.1
+    assert best > given
+
+
+def test_the_best_posterior_is_best_and_a_better_given_one_is_kept(x, pln, monkeypatch):
+    _, best = peers.score_pln(pln, x)
+    real = peers.refined_posterior
+    found = real(*_start(pln, x), Poisson(), tolerance=1e-12, max_steps=500)
+    given, again = peers.score(pln.loadings, pln.intercept, x, found, Poisson())
+    assert given == pytest.approx(best, abs=STEP)
+    assert again >= given
+    shifted = Posterior(found.mean + 0.1, found.covariance)
+    assert peers.score(pln.loadings, pln.intercept, x, shifted, Poisson())[0] < best - 10 * STEP
+    # a search that fails takes nothing from the peer
+    monkeypatch.setattr(peers, "refined_posterior", lambda *a, **k: Posterior(shifted.mean + 1, shifted.covariance))
+    assert peers.score(pln.loadings, pln.intercept, x, found, Poisson())[1] == pytest.approx(given, rel=EXACT)
+    assert math.isnan(peers.score(pln.loadings, pln.intercept, x, None, Poisson())[0])
+
+
+def _start(pln, x):
+    with jax.enable_x64(True):
+        start = peers.fit(jnp.asarray(x, jnp.float64), Poisson(), UNITS)
+        return start._replace(loadings=jnp.asarray(pln.loadings), intercept=jnp.asarray(pln.intercept)), x
+
+
+def test_deviance_is_that_of_scipy(x, factors):
+    eta = factors.factors @ factors.loadings.T + factors.intercept
+    counts = x.astype(int)
+    saturated = stats.poisson.logpmf(counts, np.maximum(counts, 1e-300))
+    expected = 2 * np.mean(saturated - stats.poisson.logpmf(counts, np.exp(eta)))
+    assert peers.deviance(x, *factors[:3], Poisson()) == pytest.approx(expected, rel=1e-10)
+    binary = (x > 2).astype(np.float32)
+    expected = -2 * np.mean(stats.bernoulli.logpmf(binary.astype(int), expit(eta)))
+    assert peers.deviance(binary, *factors[:3], Bernoulli()) == pytest.approx(expected, rel=1e-10)
+    assert peers.deviance(x, factors.loadings, factors.intercept + 0.1, factors.factors, Poisson()) != pytest.approx(
+        peers.deviance(x, *factors[:3], Poisson()), rel=1e-3
+    )
+
+
+def test_standardised_factors_make_the_same_model(factors):
+    loadings, intercept = peers.standardised(factors)
+    eta = factors.factors @ factors.loadings.T + factors.intercept
+    np.testing.assert_allclose(intercept, eta.mean(axis=0), rtol=EXACT)
+    np.testing.assert_allclose(loadings @ loadings.T, np.cov(eta.T, bias=True), atol=EXACT)
+    assert not np.allclose(factors.loadings @ factors.loadings.T, np.cov(eta.T, bias=True), atol=0.01)
+
+
+def test_what_is_not_installed_is_left_out(x, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert peers.counts("oaks") is None
+    assert peers.pln_pca(x, UNITS) is None
+    assert peers.glm_pca(x, UNITS) is None
+    assert peers.logistic_pca(x, UNITS) is None
+    assert peers.compare() == []
+
+
+def test_ours_is_the_best_of_the_starts(x, monkeypatch):
+    values = {"zero": -3.0, "null": -2.0, "other": -4.0}
+    monkeypatch.setattr(peers.jax, "clear_caches", lambda: None)
+    monkeypatch.setattr(peers, "fit", lambda data, family, rank, expand_at: expand_at)
+    monkeypatch.setattr(peers, "refine", lambda start, data, family: SimpleNamespace(elbo=jnp.asarray(values[start])))
+    best = peers.ours(x, Poisson(), UNITS, tuple(values))
+    assert (best.start, float(best.optimum.elbo)) == ("null", -2.0)
+    assert min(best.seconds, best.cold_seconds) > 0
+
+
+def test_rows_are_complete_plain_and_printed(x, pln, factors, monkeypatch):
+    # ours is PlnPCA's decoder with the best posteriors
+    q = peers.refined_posterior(*_start(pln, x), Poisson(), tolerance=1e-12, max_steps=500)
+    mine = SimpleNamespace(loadings=pln.loadings, intercept=pln.intercept, rows=q, history=np.zeros(4), converged=False)
+    monkeypatch.setattr(peers, "ours", lambda *a: peers.Ours(mine, "null", 5.0, 1.0))
+    monkeypatch.setattr(peers, "counts", lambda name: x)
+    monkeypatch.setattr(peers, "pln_pca", lambda x, rank: pln)
+    monkeypatch.setattr(peers, "glm_pca", lambda x, rank: factors)
+    rows = peers.compare(("oaks",), (UNITS,))
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+    assert [(row["peer"], row["value"], row["ratio"]) for row in rows] == [
+        ("PlnPCA", "elbo", 0.5), ("PlnPCA", "elbo, best q", 0.5), ("glmpca", "deviance", 2.0),
+        ("glmpca", "elbo, best q", 2.0),
+    ]  # fmt: skip
+    assert rows[0]["theirs"] == pytest.approx(poisson_elbo(pln, x, lambda n: gammaln(n + 1)), rel=EXACT)
+    assert rows[0]["theirs"] < rows[0]["ours"] - 10 * STEP
+    assert rows[1]["theirs"] == pytest.approx(rows[0]["ours"], abs=STEP)
+    assert rows[2]["ours"] == peers.deviance(x, pln.loadings, pln.intercept, q.mean, Poisson())
+    assert rows[2]["theirs"] == peers.deviance(x, *factors[:3], Poisson())
+    lines = peers.table(rows).splitlines()
+    assert lines[0].split()[0] == "data"
+    for row, line in zip(rows, lines[2:6], strict=True):
+        assert (row["data"], row["rank"], row["rows"], row["columns"]) == ("oaks", UNITS, ROWS, COLUMNS)
+        for text in (f"{row['ours']:.3f}", f"{row['theirs']:.3f}", row["note"], "from null, 3 rounds, not converged"):
+            assert text in line
+    # with no peer there is nothing to compare with
+    monkeypatch.setattr(peers, "pln_pca", lambda x, rank: None)
+    monkeypatch.setattr(peers, "glm_pca", lambda x, rank: None)
+    assert peers.compare(("oaks",), (UNITS,)) == []
