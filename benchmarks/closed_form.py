@@ -36,7 +36,7 @@ class ClosedForm(NamedTuple):
     peer_ratio: float | None = None
 
 
-def measure(x: Array, family: Family, latent_dim: int, *, peer: bool = False) -> ClosedForm:
+def measure_fit(x: Array, family: Family, latent_dim: int, *, peer: bool = False) -> ClosedForm:
     """Time ``fit(x, family, latent_dim)``, its checks included, from cold and warm.
 
     Args:

@@ -1,231 +1,204 @@
-"""Training speed: a step of ``glmvae.training`` against the same step written by hand, and against PyTorch.
+"""Page "nets": Flax nets from three starts, the activities they end with, and the speed of a training step.
 
-run(...)["step"]    seconds a step, ratio to bare JAX, share of the matmul rate measured in the same run
-run(...)["starts"]  per data set and architecture: steps and seconds at which He and MLE-B reach pass-through's start
+Every net is the paper's (B.1), trained with Adam at 1e-4 in batches of 100. What is asked of He and MLE-B is the steps
+and seconds until the ELBO at which pass-through starts, that of the closed form.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import statistics
-import time
+import argparse
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from glmvae import datasets, fit, initializers, nets, training
-from glmvae.families import Bernoulli
+from benchmarks import speed
+from benchmarks.problems import Problem
+from benchmarks.report import COLOURS, aligned, duration, panels
+from benchmarks.timed import Curve, train_timed
+from glmvae import activity_path, fit, initializers, moments, nets, plots
 
-Bare = tuple[list[tuple[jax.Array, jax.Array]], Any, Any, jax.Array]
+LATENT_DIMS = (2,)
+ARCHITECTURES: dict[str, Callable[..., nets.VAE]] = {"canonical": nets.canonical, "deep": nets.deep}
+STARTS = {"He": initializers.he, "MLE-B": initializers.mle_b, "pass-through": initializers.pass_through}
+#: Steps from pass-through; and the most that the others get.
+FIRST_STEPS, MAX_STEPS, QUICK_STEPS = 500, 2_000, 50
+EVERY = 50
+# Activities, from a He start: latent units, values of beta, steps, and a rate ten times the paper's.
+UNITS, BETAS, ACTIVITY_STEPS, ACTIVITY_RATE = 5, 6, 3_000, 1e-3
+# Only sets on which a step is fast.
+ACTIVITY_COLUMNS = 600
 
 
-def run(
-    *,
-    columns: int = 784,
-    latent_dim: int = 20,
-    widths: tuple[int, int] = (2000, 1000),
-    batch_size: int = 100,
-    steps: int = 20,
-    repeats: int = 5,
-    peers: bool = False,
-    data: tuple[str, ...] = (),
-    max_steps: int = 5000,
+def total(found: list[Problem], options: argparse.Namespace) -> int:
+    """Three starts of two nets for every problem and kappa; every beta; and the timing."""
+    slow = 0 if options.quick else sum(BETAS for problem in found if problem.x.shape[1] <= ACTIVITY_COLUMNS)
+    return len(found) * len(options.latent_dims) * 6 + slow + 1
+
+
+def measure(found: list[Problem], options: argparse.Namespace, result: dict[str, Any], bar: Any) -> None:
+    """Append a row for every problem, kappa and net; then the activities and the speed."""
+    first, most = (QUICK_STEPS, QUICK_STEPS) if options.quick else (FIRST_STEPS, MAX_STEPS)
+    result["settings"] |= {"first_steps": first, "max_steps": most, "batch_size": 100, "learning_rate": 1e-4}
+    result["activities"] = []
+    bar.set_description("speed of a step")
+    size: dict[str, Any] = {"columns": 64, "widths": (50, 20), "steps": 5} if options.quick else {}
+    result["step"] = speed.step_time(peers=options.peers, **size)
+    bar.update()
+    for problem in found:
+        for latent_dim in options.latent_dims:
+            for architecture in ARCHITECTURES:
+                result["rows"].append(_starts(problem, latent_dim, architecture, first, most, options.seed, bar))
+        if not options.quick and problem.x.shape[1] <= ACTIVITY_COLUMNS:
+            result["activities"].append(_activities(problem, options.seed, bar))
+
+
+def _starts(
+    problem: Problem, latent_dim: int, architecture: str, first: int, most: int, seed: int, bar: Any
 ) -> dict[str, Any]:
-    """All figures. The starts are compared on the sets named in ``data``: ``"synthetic"``, ``"frey"``, ``"mnist"``."""
-    size: dict[str, Any] = {"columns": columns, "latent_dim": latent_dim, "widths": widths, "batch_size": batch_size}
-    result: dict[str, Any] = {"step": step_time(**size, steps=steps, repeats=repeats, peers=peers)}
-    result["starts"] = [
-        starts(name, architecture, latent_dim=2, max_steps=max_steps)
-        for name in data
-        for architecture in ("canonical", "deep")
-    ]
-    return result
+    optimum = fit(problem.x, problem.family, latent_dim)
+    build_key, start_key, train_key = jax.random.split(jax.random.key(seed), 3)
+    vae = ARCHITECTURES[architecture](build_key, problem.x.shape[1], latent_dim, problem.family, dtype=jnp.float32)
+    curves: dict[str, Curve] = {}
+    for name in reversed(STARTS):  # pass-through first: where it starts is where the others go
+        label = f"{problem.name}, {architecture}, {name}"
+        bar.set_description(label)
 
+        def show(step: int, elbo: float, label: str = label) -> None:
+            bar.set_description(f"{label}, step {step}: {elbo:.2f}")
 
-def step_time(
-    *,
-    columns: int,
-    latent_dim: int,
-    widths: tuple[int, int],
-    batch_size: int,
-    steps: int,
-    repeats: int,
-    peers: bool,
-) -> dict[str, Any]:
-    """Median seconds a step of the library, of bare JAX and, if wanted and installed, of PyTorch, interleaved."""
-    x = jax.random.uniform(jax.random.key(0), (20 * batch_size, columns))
-    wide, narrow = widths
-    vae = nets.deep(
-        jax.random.key(1),
-        columns,
-        latent_dim,
-        Bernoulli(),
-        encoder_widths=(wide, narrow),
-        decoder_widths=(narrow, wide),
-        dtype=jnp.float32,
-    )
-    shapes = [(columns, wide), (wide, narrow), (narrow, latent_dim), (narrow, latent_dim)]
-    shapes += [(latent_dim, narrow), (narrow, wide), (wide, columns)]
-    edge = 1024
-    square = jax.random.normal(jax.random.key(2), (edge, edge))
-    multiply = jax.jit(jnp.matmul)
-
-    contestants: dict[str, Callable[[], Any]] = {
-        "glmvae": _ours(vae, x, batch_size, steps),
-        "bare": _bare(shapes, x, batch_size, steps),
-        "matmul": lambda: jax.block_until_ready([multiply(square, square) for _ in range(10)]),
-    }
-    if peers and importlib.util.find_spec("torch"):
-        contestants["torch"] = _torch(shapes, np.asarray(x), batch_size, steps)
-    compile_seconds = {name: _seconds(f) for name, f in contestants.items()}
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, f in contestants.items():
-            times[name].append(_seconds(f))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    rate = 10 * 2 * edge**3 / median["matmul"]
-    # a forward product, and two backward: one for the weights, one for the layer below (the first layer has none)
-    products = sum(rows * outputs for rows, outputs in shapes)
-    work = 2 * batch_size * (3 * products - shapes[0][0] * shapes[0][1])
-    ours = median["glmvae"] / steps
-    result = {
-        "seconds": ours,
-        "bare_seconds": median["bare"] / steps,
-        "ratio_to_bare": statistics.median(a / b for a, b in zip(times["glmvae"], times["bare"], strict=True)),
-        "matmul_gflops": rate / 1e9,
-        "share_of_matmul_rate": work / ours / rate,
-        "first_call_seconds": compile_seconds["glmvae"],
-    }
-    if "torch" in median:
-        result["torch_seconds"] = median["torch"] / steps
-        result["speed_over_torch"] = median["torch"] / median["glmvae"]
-    return result
-
-
-def _seconds(f: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
-
-
-def _ours(vae: nets.VAE, x: jax.Array, batch_size: int, steps: int) -> Callable[[], Any]:
-    settings: dict[str, Any] = {"steps": steps, "chunk_size": steps, "batch_size": batch_size}
-    return lambda: training.train(jax.random.key(0), vae, x, **settings)
-
-
-def _bare(shapes: list[tuple[int, int]], x: jax.Array, batch_size: int, steps: int) -> Callable[[], Any]:
-    """The gradient and Adam written out for this one net and family, in one compiled loop."""
-    keys = jax.random.split(jax.random.key(1), len(shapes))
-    weights = [jax.random.normal(k, s) * (2 / s[0]) ** 0.5 for k, s in zip(keys, shapes, strict=True)]
-    start = [(w, jnp.zeros(w.shape[1])) for w in weights]
-    latent_dim = shapes[2][1]
-
-    def loss(p: list, batch: jax.Array, noise: jax.Array) -> jax.Array:
-        def affine(h: jax.Array, i: int) -> jax.Array:
-            return h @ p[i][0] + p[i][1]
-
-        h = jax.nn.relu(affine(jax.nn.relu(affine(batch, 0)), 1))
-        mean, log_variance = affine(h, 2), affine(h, 3)
-        z = mean + jnp.exp(0.5 * log_variance) * noise
-        eta = affine(jax.nn.relu(affine(jax.nn.relu(affine(z, 4)), 5)), 6)
-        kl = 0.5 * jnp.sum(jnp.exp(log_variance) + mean**2 - 1 - log_variance, axis=1)
-        return -jnp.mean(jnp.sum(batch * eta - jax.nn.softplus(eta), axis=1) - kl)
-
-    @jax.jit
-    def loop(state: Bare, x: jax.Array, key: jax.Array) -> Bare:
-        def body(i: jax.Array, state: Bare) -> Bare:
-            p, m, v, t = state
-            batch = jax.lax.dynamic_slice_in_dim(x, (i * batch_size) % x.shape[0], batch_size)
-            noise = jax.random.normal(jax.random.fold_in(key, i), (batch_size, latent_dim))
-            g = jax.grad(loss)(p, batch, noise)
-            t = t + 1
-            m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
-            v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
-            rate, correction = 1e-4 / (1 - 0.9**t), 1 - 0.999**t
-            p = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v / correction) + 1e-8), p, m, v)
-            return p, m, v, t
-
-        return jax.lax.fori_loop(0, steps, body, state)
-
-    zeros = jax.tree.map(jnp.zeros_like, start)
-    state = (start, zeros, zeros, jnp.zeros(()))
-    return lambda: jax.block_until_ready(loop(state, x, jax.random.key(0)))
-
-
-def _torch(shapes: list[tuple[int, int]], x: np.ndarray, batch_size: int, steps: int) -> Callable[[], Any]:
-    """The same net in PyTorch, eager, with its fused Adam."""
-    torch = importlib.import_module("torch")
-    functional = torch.nn.functional
-    layers = torch.nn.ModuleList([torch.nn.Linear(*s) for s in shapes])
-    for layer in layers:
-        torch.nn.init.kaiming_normal_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
-    adam = torch.optim.Adam(layers.parameters(), lr=1e-4, fused=True)
-    data = torch.from_numpy(x.copy())
-
-    def steps_taken() -> None:
-        for i in range(steps):
-            first = (i * batch_size) % len(data)
-            batch = data[first : first + batch_size]
-            h = functional.relu(layers[1](functional.relu(layers[0](batch))))
-            mean, log_variance = layers[2](h), layers[3](h)
-            z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-            eta = layers[6](functional.relu(layers[5](functional.relu(layers[4](z)))))
-            kl = 0.5 * (log_variance.exp() + mean**2 - 1 - log_variance).sum(1)
-            nll = functional.binary_cross_entropy_with_logits(eta, batch, reduction="none").sum(1)
-            adam.zero_grad(set_to_none=True)
-            (nll + kl).mean().backward()
-            adam.step()
-
-    return steps_taken
-
-
-def starts(name: str, architecture: str, *, latent_dim: int, max_steps: int, every: int = 50) -> dict[str, Any]:
-    """Steps and seconds after which He and MLE-B have pass-through's step-0 ELBO on train; None if not in max_steps."""
-    data = datasets.load(name)
-    rows = data.train[:5000]
-    optimum = fit(rows, data.family, latent_dim)
-    make: Callable[..., nets.VAE] = nets.canonical if architecture == "canonical" else nets.deep
-    vae = make(jax.random.key(0), rows.shape[1], latent_dim, data.family)
-    result: dict[str, Any] = {"data": name, "architecture": architecture, "latent_dim": latent_dim}
-
-    def curve(
-        initialize: Callable[..., nets.VAE], steps: int, target: float | None
-    ) -> tuple[training.Run, list[float]]:
-        clock: list[float] = []
-        begin = time.perf_counter()
-
-        def watch(run: training.Run) -> bool:
-            clock.append(time.perf_counter() - begin)
-            return target is not None and float(run.evaluations.train_elbo[-1]) >= target
-
-        run = training.train(
-            jax.random.key(2),
-            initialize(jax.random.key(1), vae, optimum),
-            rows,
-            steps=steps,
-            chunk_size=every,
-            evaluate_every=every,
-            num_samples=4,
-            callbacks=[watch],
+        curves[name] = train_timed(
+            train_key,
+            STARTS[name](start_key, vae, optimum),
+            problem.x,
+            steps=most if curves else first,
+            every=EVERY,
+            until=curves["pass-through"].elbos[0] if curves else None,
+            progress=show,
         )
-        return run, clock
-
-    reached, _ = curve(initializers.pass_through, 10 * every, None)
-    result["pass_through"] = {
-        "start": float(reached.evaluations.train_elbo[0]),
-        f"after_{10 * every}": float(reached.evaluations.train_elbo[-1]),
+        bar.update()
+    start = curves["pass-through"].elbos[0]
+    row: dict[str, Any] = {
+        "data": problem.name,
+        "family": problem.family_name,
+        "rows": problem.x.shape[0],
+        "columns": problem.x.shape[1],
+        "latent_dim": latent_dim,
+        "architecture": architecture,
+        "curves": {name: curves[name].as_dict() for name in STARTS},
     }
-    for label, initialize in (("he", initializers.he), ("mle_b", initializers.mle_b)):
-        target = result["pass_through"]["start"]
-        run, clock = curve(initialize, max_steps, target)
-        there = run.stopped == "callback"
-        result[label] = {
-            "start": float(run.evaluations.train_elbo[0]),
-            "steps": run.step if there else None,
-            "seconds": clock[-1] if there else None,
+    for name in ("He", "MLE-B"):
+        there = curves[name].elbos[-1] >= start
+        row[name] = {
+            "start": curves[name].elbos[0],
+            "reached": there,
+            "steps": curves[name].steps[-1],
+            "seconds": curves[name].seconds[-1],
         }
-    return result
+    ours = curves["pass-through"]
+    row["pass-through"] = {
+        "start": start,
+        "start_error": ours.errors[0],
+        "steps": ours.steps[-1],
+        "end": ours.elbos[-1],
+        "end_error": ours.errors[-1],
+    }
+    return row
+
+
+def _activities(problem: Problem, seed: int, bar: Any) -> dict[str, Any]:
+    """Of canonical nets trained from He at some betas, and what the closed form says of them."""
+    data = moments(problem.x, family=problem.family)
+    spectrum = np.asarray(fit(data, problem.family, UNITS).eigenvalues)
+    # from where the last unit is half gone to where the first is just off
+    betas = np.geomspace(0.5 * spectrum[UNITS - 1], 1.1 * spectrum[0], BETAS).astype(np.float32)
+    optimizer = optax.adam(ACTIVITY_RATE)
+    build_key, train_key = jax.random.split(jax.random.key(seed))
+    trained = []
+    for beta in betas:
+        bar.set_description(f"{problem.name}, activities at beta {beta:.3g}")
+        vae = nets.canonical(build_key, problem.x.shape[1], UNITS, problem.family, dtype=jnp.float32)
+        steps = ACTIVITY_STEPS
+        curve = train_timed(train_key, vae, problem.x, steps=steps, every=steps, beta=float(beta), optimizer=optimizer)
+        mean = np.asarray(curve.vae.encoder(problem.x[:10_000]).mean)
+        trained.append(mean.var(axis=0).tolist())
+        bar.update()
+    return {
+        "data": problem.name,
+        "family": problem.family_name,
+        "latent_dim": UNITS,
+        "betas": betas.tolist(),
+        "zero": np.asarray(activity_path(data, problem.family, betas, UNITS)).tolist(),
+        "null": np.asarray(activity_path(data, problem.family, betas, UNITS, expand_at="null")).tolist(),
+        "trained": trained,
+        "steps": ACTIVITY_STEPS,
+        "learning_rate": ACTIVITY_RATE,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The starts, line by line, then the speed and the activities in words."""
+    head = ["data", "net", "kappa", "start", "steps", "after", "std. error"]
+    head += ["He start", "steps", "seconds", "MLE-B start", "steps", "seconds"]
+    lines = []
+    for row in result["rows"]:
+        ours = row["pass-through"]
+        line = [row["data"], row["architecture"], str(row["latent_dim"]), f"{ours['start']:.3f}", str(ours["steps"])]
+        line += [f"{ours['end']:.3f}", f"{ours['end_error']:.3f}"]
+        for name in ("He", "MLE-B"):
+            more = "" if row[name]["reached"] else "> "
+            line += [f"{row[name]['start']:.2f}", f"{more}{row[name]['steps']}", f"{more}{row[name]['seconds']:.1f}"]
+        lines.append(line)
+    banner = ("pass-through", "until pass-through's start")
+    text = aligned(head, lines, left=2, split=7, banner=banner)
+    text += "\n\nELBOs in nats per row. > : not reached in that many steps and seconds.\n\n" + _step(result["step"])
+    for of_set in result["activities"]:
+        most = np.abs(-np.sort(-np.asarray(of_set["trained"]), axis=1) - np.asarray(of_set["null"])).max()
+        text += (
+            f"\nActivities on {of_set['data']}, {len(of_set['betas'])} betas, trained for {of_set['steps']} steps: "
+            f"largest difference to the closed form expanded at null {most:.3f}."
+        )
+    return text
+
+
+def _step(step: dict[str, Any]) -> str:
+    text = (
+        f"A step of {step['net']}, batch {step['batch_size']}: {duration(step['seconds'])}, "
+        f"{step['ratio_to_bare']:.2f} times bare JAX, {100 * step['share_of_matmul_rate']:.0f} % of the "
+        f"{step['matmul_gflops']:.0f} Gflop/s of a matrix product in this run."
+    )
+    if "torch_seconds" in step:
+        text += (
+            f"\nPyTorch with fused Adam: {duration(step['torch_seconds'])}, {step['speed_over_torch']:.2f} times that."
+        )
+    return text
+
+
+def draw(result: dict[str, Any]) -> Any:
+    """ELBO over steps, a panel for every data set and net; then the activities over beta."""
+    rows, activities = result["rows"], result["activities"]
+    figure, axes = panels(
+        len(rows) + len(activities), "Three starts of the same net, and the activities of trained nets"
+    )
+    for axis, row in zip(axes, rows, strict=False):
+        top = max(max(curve["elbos"]) for curve in row["curves"].values())
+        start = row["pass-through"]["start"]
+        for colour, (name, curve) in zip(COLOURS, row["curves"].items(), strict=False):
+            axis.plot(curve["steps"], curve["elbos"], color=colour, linewidth=1.4, label=name)
+        axis.axhline(start, color="0.4", linestyle="--", linewidth=1, label="the closed form's ELBO")
+        span = max(top - start, 0.02 * abs(start))
+        axis.set_ylim(start - 3 * span, top + 0.3 * span)
+        hidden = [f"{name} starts at {c['elbos'][0]:.0f}" for name, c in row["curves"].items()]
+        axis.set_title(f"{row['data']}, {row['architecture']}, kappa {row['latent_dim']}\n" + ", ".join(hidden[:2]))
+        axis.title.set_fontsize(10)
+        axis.set(xlabel="training step", ylabel="ELBO, nats per row")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=9, loc="lower right")
+    for axis, of_set in zip(axes[len(rows) :], activities, strict=True):
+        marks = {"trained net": of_set["trained"], "expanded at null": of_set["null"]}
+        plots.activities(of_set["betas"], of_set["zero"], marks, ax=axis)
+        axis.set_title(f"{of_set['data']}, canonical, kappa {of_set['latent_dim']}", fontsize=10)
+    return figure

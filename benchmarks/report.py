@@ -1,7 +1,7 @@
-"""The rows of the benchmark as a JSON file and as a table.
+"""What every page of the benchmark writes: a JSON file, a picture and aligned text.
 
-``benchmark.json`` carries the mark :data:`MARK`, ``benchmark.png`` too (in its metadata). A file of one of these names
-without it is someone else's and is never replaced.
+``PAGE.json`` carries the mark :data:`MARK`, ``PAGE.png`` too (in its metadata). A file of one of these names without it
+is someone else's and is never replaced.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 import jax
 
 MARK = "glmvae benchmarks"
-JSON_NAME, PNG_NAME = "benchmark.json", "benchmark.png"
-_PACKAGES = ("glmvae", "jax", "jaxlib", "numpy", "scipy", "optax", "scikit-learn")
+_PACKAGES = ("glmvae", "jax", "jaxlib", "numpy", "scipy", "optax", "flax", "scikit-learn")
+#: Told apart by those who do not see all colours.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, page: str) -> None:
     """Make the output folder, or see that what it holds under our names is ours.
 
     Raises:
-        FileExistsError: ``benchmark.json`` or ``benchmark.png`` is there and was not made by this benchmark.
+        FileExistsError: ``PAGE.json`` or ``PAGE.png`` is there and was not made by this benchmark.
         OSError: the folder cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (JSON_NAME, PNG_NAME):
-        path = folder / name
+    for path in (folder / f"{page}.json", folder / f"{page}.png"):
         if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()):
             raise FileExistsError(f"{path} was not made by this benchmark: move it, or choose another --output")
 
@@ -62,13 +62,38 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def write_json(folder: Path, result: dict[str, Any]) -> Path:
+def write_json(folder: Path, page: str, result: dict[str, Any]) -> Path:
     """Write the result, marked; the file is complete or as it was before."""
-    path = folder / JSON_NAME
-    part = folder / f".{JSON_NAME}.{os.getpid()}"
+    path = folder / f"{page}.json"
+    part = folder / f".{path.name}.{os.getpid()}"
     part.write_text(json.dumps({"made_by": MARK, **_finite(result)}, indent=1, allow_nan=False) + "\n")
     part.replace(path)
     return path
+
+
+def write_png(folder: Path, page: str, figure: Any) -> Path:
+    """Write the picture, marked; the file is complete or as it was before."""
+    path = folder / f"{page}.png"
+    part = folder / f".{path.name}.{os.getpid()}"
+    figure.savefig(part, dpi=110, format="png", metadata={"Software": MARK})
+    part.replace(path)
+    return path
+
+
+def panels(count: int, title: str, *, size: tuple[float, float] = (5.0, 4.6)) -> tuple[Any, list[Any]]:
+    """A figure of so many panels, at most three side by side; it belongs to no window and to no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    across = min(count, 3)
+    down = math.ceil(count / across)
+    figure = Figure(figsize=(size[0] * across, size[1] * down), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(down, across, squeeze=False).ravel())
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    figure.suptitle(title)
+    return figure, axes[:count]
 
 
 def _finite(value: Any) -> Any:
@@ -80,50 +105,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as aligned text: one line each for the closed form and for what training does in the same place."""
-    peers = any(row["closed_form"]["peer_seconds"] is not None for row in rows)
-    head = ["data", "family", "kappa", "compile", "warm", "L-hat", "ELBO", "active"]
-    head += ["PCA", "ours/PCA"] if peers else []
-    head += ["rate", "steps", "seconds", "ratio", "gap", "ELBO"]
-    lines = [_cells(row, peers) for row in rows]
+def aligned(head: list[str], lines: list[list[str]], *, left: int, split: int, banner: tuple[str, str] | None) -> str:
+    """Cells in columns: the first ``left`` flush left, a bar before number ``split``, a banner over its two sides."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    split = len(head) - 6
-    groups = ["closed form", "trained"]
-    left = sum(widths[:3]) + 2 * 3
-    middle = sum(widths[3:split]) + 2 * (split - 3)
-    banner = " " * left + groups[0].ljust(middle) + "| " + groups[1]
-    text = [banner, *(_join(line, widths, split) for line in [head, *lines])]
-    text.insert(2, "-" * max(len(line) for line in text))
-    target = rows[0]["training"]["target_gap"] if rows else 0.1
-    text += [
-        "",
-        "L-hat, ELBO and gap in nats per row; the gap is that of the trained L-hat below the closed form's.",
-        f"steps, seconds: until the gap is {target:g}. ratio: those seconds over the warm time of the closed form.",
-        "> : the target was not reached in that many steps and seconds.",
-    ]
-    partial = sorted({f"{r['data']} {r['elbo_exact_rows']}" for r in rows if r["elbo_exact_rows"] < r["rows"]})
-    if partial:
-        text.append(f"The exact ELBOs are means over the first rows only: {', '.join(partial)} rows.")
+
+    def join(cells: list[str]) -> str:
+        padded = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return ("  ".join(padded[:split]) + "  | " + "  ".join(padded[split:])).rstrip()
+
+    text = [join(line) for line in [head, *lines]]
+    text.insert(1, "-" * max(len(line) for line in text))
+    if banner is not None:
+        start = sum(widths[: left + 1]) + 2 * (left + 1)
+        text.insert(0, " " * start + banner[0].ljust(sum(widths[:split]) + 2 * split - start) + "| " + banner[1])
     return "\n".join(text)
-
-
-def _join(cells: list[str], widths: list[int], split: int) -> str:
-    padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-    return ("  ".join(padded[:split]) + "  | " + "  ".join(padded[split:])).rstrip()
-
-
-def _cells(row: dict[str, Any], peers: bool) -> list[str]:
-    closed, trained = row["closed_form"], row["training"]
-    cells = [row["data"], row["family"], str(row["latent_dim"]), duration(closed["compile_seconds"])]
-    cells += [duration(closed["warm_seconds"]), f"{closed['elbo_taylor']:.3f}", f"{closed['elbo_exact']:.3f}"]
-    cells.append(str(closed["active_units"]))
-    if peers:
-        cells += [duration(closed["peer_seconds"]), f"{closed['peer_ratio']:.2f}"]
-    more = "" if trained["reached"] else "> "
-    cells += [f"{trained['learning_rate']:g}", f"{more}{trained['steps']}", f"{more}{trained['seconds']:.2f}"]
-    cells += [f"{more}{trained['ratio']:.3g}", f"{trained['final_gap']:.4f}", f"{trained['elbo_exact']:.3f}"]
-    return cells
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,158 @@
+"""A step of ``glmvae.training`` against the same step written by hand, and against PyTorch, in one run."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glmvae import nets, training
+from glmvae.families import Bernoulli
+
+Bare = tuple[list[tuple[jax.Array, jax.Array]], Any, Any, jax.Array]
+
+
+def step_time(
+    *,
+    columns: int = 784,
+    latent_dim: int = 20,
+    widths: tuple[int, int] = (2000, 1000),
+    batch_size: int = 100,
+    steps: int = 20,
+    repeats: int = 5,
+    peers: bool = False,
+) -> dict[str, Any]:
+    """Median seconds a step of the library, of bare JAX and, if wanted and installed, of PyTorch, interleaved."""
+    x = jax.random.uniform(jax.random.key(0), (20 * batch_size, columns))
+    wide, narrow = widths
+    vae = nets.deep(
+        jax.random.key(1),
+        columns,
+        latent_dim,
+        Bernoulli(),
+        encoder_widths=(wide, narrow),
+        decoder_widths=(narrow, wide),
+        dtype=jnp.float32,
+    )
+    shapes = [(columns, wide), (wide, narrow), (narrow, latent_dim), (narrow, latent_dim)]
+    shapes += [(latent_dim, narrow), (narrow, wide), (wide, columns)]
+    edge = 1024
+    square = jax.random.normal(jax.random.key(2), (edge, edge))
+    multiply = jax.jit(jnp.matmul)
+
+    contestants: dict[str, Callable[[], Any]] = {
+        "glmvae": _ours(vae, x, batch_size, steps),
+        "bare": _bare(shapes, x, batch_size, steps),
+        "matmul": lambda: jax.block_until_ready([multiply(square, square) for _ in range(10)]),
+    }
+    if peers and importlib.util.find_spec("torch"):
+        contestants["torch"] = _torch(shapes, np.asarray(x), batch_size, steps)
+    compile_seconds = {name: _seconds(f) for name, f in contestants.items()}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, f in contestants.items():
+            times[name].append(_seconds(f))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    rate = 10 * 2 * edge**3 / median["matmul"]
+    # a forward product, and two backward: one for the weights, one for the layer below (the first layer has none)
+    products = sum(rows * outputs for rows, outputs in shapes)
+    work = 2 * batch_size * (3 * products - shapes[0][0] * shapes[0][1])
+    ours = median["glmvae"] / steps
+    result = {
+        "net": "-".join(str(w) for w in (columns, wide, narrow, latent_dim, narrow, wide, columns)),
+        "batch_size": batch_size,
+        "seconds": ours,
+        "bare_seconds": median["bare"] / steps,
+        "ratio_to_bare": statistics.median(a / b for a, b in zip(times["glmvae"], times["bare"], strict=True)),
+        "matmul_gflops": rate / 1e9,
+        "share_of_matmul_rate": work / ours / rate,
+        "first_call_seconds": compile_seconds["glmvae"],
+    }
+    if "torch" in median:
+        result["torch_seconds"] = median["torch"] / steps
+        result["speed_over_torch"] = median["torch"] / median["glmvae"]
+    return result
+
+
+def _seconds(f: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def _ours(vae: nets.VAE, x: jax.Array, batch_size: int, steps: int) -> Callable[[], Any]:
+    settings: dict[str, Any] = {"steps": steps, "chunk_size": steps, "batch_size": batch_size}
+    return lambda: training.train(jax.random.key(0), vae, x, **settings)
+
+
+def _bare(shapes: list[tuple[int, int]], x: jax.Array, batch_size: int, steps: int) -> Callable[[], Any]:
+    """The gradient and Adam written out for this one net and family, in one compiled loop."""
+    keys = jax.random.split(jax.random.key(1), len(shapes))
+    weights = [jax.random.normal(k, s) * (2 / s[0]) ** 0.5 for k, s in zip(keys, shapes, strict=True)]
+    start = [(w, jnp.zeros(w.shape[1])) for w in weights]
+    latent_dim = shapes[2][1]
+
+    def loss(p: list, batch: jax.Array, noise: jax.Array) -> jax.Array:
+        def affine(h: jax.Array, i: int) -> jax.Array:
+            return h @ p[i][0] + p[i][1]
+
+        h = jax.nn.relu(affine(jax.nn.relu(affine(batch, 0)), 1))
+        mean, log_variance = affine(h, 2), affine(h, 3)
+        z = mean + jnp.exp(0.5 * log_variance) * noise
+        eta = affine(jax.nn.relu(affine(jax.nn.relu(affine(z, 4)), 5)), 6)
+        kl = 0.5 * jnp.sum(jnp.exp(log_variance) + mean**2 - 1 - log_variance, axis=1)
+        return -jnp.mean(jnp.sum(batch * eta - jax.nn.softplus(eta), axis=1) - kl)
+
+    @jax.jit
+    def loop(state: Bare, x: jax.Array, key: jax.Array) -> Bare:
+        def body(i: jax.Array, state: Bare) -> Bare:
+            p, m, v, t = state
+            batch = jax.lax.dynamic_slice_in_dim(x, (i * batch_size) % x.shape[0], batch_size)
+            noise = jax.random.normal(jax.random.fold_in(key, i), (batch_size, latent_dim))
+            g = jax.grad(loss)(p, batch, noise)
+            t = t + 1
+            m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+            v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
+            rate, correction = 1e-4 / (1 - 0.9**t), 1 - 0.999**t
+            p = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v / correction) + 1e-8), p, m, v)
+            return p, m, v, t
+
+        return jax.lax.fori_loop(0, steps, body, state)
+
+    zeros = jax.tree.map(jnp.zeros_like, start)
+    state = (start, zeros, zeros, jnp.zeros(()))
+    return lambda: jax.block_until_ready(loop(state, x, jax.random.key(0)))
+
+
+def _torch(shapes: list[tuple[int, int]], x: np.ndarray, batch_size: int, steps: int) -> Callable[[], Any]:
+    """The same net in PyTorch, eager, with its fused Adam."""
+    torch = importlib.import_module("torch")
+    functional = torch.nn.functional
+    layers = torch.nn.ModuleList([torch.nn.Linear(*s) for s in shapes])
+    for layer in layers:
+        torch.nn.init.kaiming_normal_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    adam = torch.optim.Adam(layers.parameters(), lr=1e-4, fused=True)
+    data = torch.from_numpy(x.copy())
+
+    def steps_taken() -> None:
+        for i in range(steps):
+            first = (i * batch_size) % len(data)
+            batch = data[first : first + batch_size]
+            h = functional.relu(layers[1](functional.relu(layers[0](batch))))
+            mean, log_variance = layers[2](h), layers[3](h)
+            z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+            eta = layers[6](functional.relu(layers[5](functional.relu(layers[4](z)))))
+            kl = 0.5 * (log_variance.exp() + mean**2 - 1 - log_variance).sum(1)
+            nll = functional.binary_cross_entropy_with_logits(eta, batch, reduction="none").sum(1)
+            adam.zero_grad(set_to_none=True)
+            (nll + kl).mean().backward()
+            adam.step()
+
+    return steps_taken
