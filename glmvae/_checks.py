@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -149,16 +150,24 @@ def rows_of(x: Any, family: Family, columns: int | None = None, name: str = "x")
     return matrix(array, name, columns=columns)
 
 
-def latent_dim(value: Any, columns: int, name: str = "latent_dim") -> int:
-    """An integer between 1 and the number of columns."""
+def integer(value: Any, name: str, least: int = 1) -> int:
+    """An integer, not a boolean, of at least ``least``."""
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
     try:
         value = operator.index(value)
     except TypeError as error:
         raise TypeError(f"{name}: expected an integer, got {value!r}") from error
-    if not 1 <= value <= columns:
-        raise ValueError(f"{name}: expected an integer from 1 to the number of columns, {columns}, got {value}")
+    if value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value}")
+    return value
+
+
+def latent_dim(value: Any, number: int, name: str = "latent_dim", of: str = "columns", least: int = 1) -> int:
+    """An integer between 1 (or ``least``) and the number of columns (or rows, or units)."""
+    value = integer(value, name, least=-sys.maxsize)
+    if not least <= value <= number:
+        raise ValueError(f"{name}: expected an integer from {least} to the number of {of}, {number}, got {value}")
     return value
 
 

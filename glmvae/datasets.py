@@ -15,7 +15,6 @@ import hashlib
 import importlib
 import io
 import math
-import operator
 import os
 import struct
 import tempfile
@@ -28,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.io import loadmat
 
+from glmvae import _checks
 from glmvae.families import Bernoulli, Binomial, Family
 
 # Where the public files are: the address of a file is its folder here, then its name.
@@ -106,8 +106,8 @@ def synthetic(key: jax.Array, num_rows: int = 10_000, *, num_columns: int = 200,
         Lee, Huang and Hu (2010), Sparse logistic principal components analysis for binary data, Annals of
         Applied Statistics 4(3), whose construction this is.
     """
-    num_rows = _integer_at_least(2, num_rows, "num_rows")
-    num_columns = _integer_at_least(40, num_columns, "num_columns")
+    num_rows = _checks.integer(num_rows, "num_rows", least=2)
+    num_columns = _checks.integer(num_columns, "num_columns", least=40)
     if not 0 <= strength <= float(np.finfo(np.float32).max):  # False for NaN too
         raise ValueError(f"strength must be a finite number >= 0 (in float32), got {strength}")
     score_key, sample_key = jax.random.split(key)
@@ -259,16 +259,6 @@ def load(name: str, folder: str | os.PathLike[str] | None = None, *, download: b
     if name == "frey":
         return frey(folder, download=download)
     raise ValueError(f"name must be one of 'synthetic', 'digits', 'mnist', 'frey'; got {name!r}")
-
-
-def _integer_at_least(minimum: int, value: int, argument: str) -> int:
-    try:
-        integer = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{argument} must be an integer, got {value!r}") from error
-    if integer < minimum:
-        raise ValueError(f"{argument} must be at least {minimum}, got {integer}")
-    return integer
 
 
 def _unit_interval(pixels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ A decoder is a function of one latent vector, ``z (kappa,) -> eta (d,)``.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -464,10 +463,7 @@ def elbo_monte_carlo(
     """
     x, beta, phi = _data_arguments(decoder, x, family, beta, dispersion)
     posterior = _check_posterior(posterior, x)
-    if isinstance(num_samples, bool) or not hasattr(num_samples, "__index__"):
-        raise TypeError(f"num_samples: expected an integer, got {num_samples!r}")
-    if operator.index(num_samples) < 1:
-        raise ValueError(f"num_samples: expected a positive integer, got {num_samples}")
+    num_samples = _checks.integer(num_samples, "num_samples")
     cholesky = jnp.linalg.cholesky(posterior.covariance)
 
     def log_prob(z: Array, row: Array) -> Array:

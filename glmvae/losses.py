@@ -12,7 +12,6 @@ beta phi = b / (2 a) is all that such a loss fixes, and all that the Gaussian op
 from __future__ import annotations
 
 import dataclasses
-import operator
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -163,11 +162,7 @@ def loss_convention(
 def _count(value: Any, name: str, why: str) -> int:
     if value is None:
         raise ValueError(f"{name}: expected an integer where {why}, got None")
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if operator.index(value) < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
-    return operator.index(value)
+    return _checks.integer(value, name)
 
 
 def _family_of(reconstruction: str, family: Family | None, dispersion: ArrayLike | None) -> tuple[Family, Any]:

@@ -59,10 +59,10 @@ class VAE(nnx.Module):
     ) -> None:
         if not isinstance(family, Family):
             raise TypeError(f"family: expected a Family, got {type(family).__name__}")
-        self.columns = _size(columns, "columns")
+        self.columns = _checks.integer(columns, "columns")
         self.latent_dim = _checks.latent_dim(latent_dim, self.columns)
-        self.encoder_widths = tuple(_size(w, "encoder_widths") for w in encoder_widths)
-        self.decoder_widths = tuple(_size(w, "decoder_widths") for w in decoder_widths)
+        self.encoder_widths = tuple(_checks.integer(w, "encoder_widths") for w in encoder_widths)
+        self.decoder_widths = tuple(_checks.integer(w, "decoder_widths") for w in decoder_widths)
         self.full_covariance = bool(full_covariance)
         self.dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
         if self.dtype not in (jnp.dtype("float32"), jnp.dtype("float64")):
@@ -162,13 +162,6 @@ def _affine(kernel: Array) -> nnx.Linear:
         return kernel
 
     return nnx.Linear(*kernel.shape, kernel_init=init, param_dtype=kernel.dtype, rngs=nnx.Rngs(0))
-
-
-def _size(value: Any, name: str) -> int:
-    try:
-        return _checks.latent_dim(value, 2**31 - 1, name)
-    except ValueError:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value}") from None
 
 
 def deep(

@@ -176,11 +176,7 @@ def beta_for_active_units(
     data, eta0, phi = _arguments(moments, family, dispersion, expand_at)
     d = data.mean.shape[0]
     latent_dim = d if latent_dim is None else _checks.latent_dim(latent_dim, d)
-    units = (
-        0
-        if isinstance(units, int | np.integer) and units == 0 and not isinstance(units, bool)
-        else _checks.latent_dim(units, latent_dim, "units")
-    )
+    units = _checks.latent_dim(units, latent_dim, "units", of="latent units", least=0)
     spectrum = _eigenvalues(data, family, phi, eta0)
     values = np.asarray(without_rounding(spectrum) if phi is None else spectrum, np.float64)
     rest = float(values[units:].sum())

@@ -10,7 +10,6 @@ All three rise in every round and start from :func:`~glmvae.optimum.fit`.
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -159,7 +158,7 @@ def refine(
     if method not in METHODS:
         raise ValueError(f'method: expected "column", "entry" or "exact", got {method!r}')
     _checks.positive(tolerance, "tolerance")
-    max_rounds = _count(max_rounds, "max_rounds")
+    max_rounds = _checks.integer(max_rounds, "max_rounds")
     if method != "exact" and not is_logistic(family):
         raise TypeError(f"family: {method!r} needs a Bernoulli, binomial or negative binomial, got {family!r}")
     with _bar(progress, max_rounds, method) as report:
@@ -214,7 +213,7 @@ def refined_posterior(
         (200, 2, 2)
     """
     _checks.positive(tolerance, "tolerance")
-    max_steps = _count(max_steps, "max_steps")
+    max_steps = _checks.integer(max_steps, "max_steps")
     problem, _ = _problem(optimum, x, family, offset, missing, whole_columns=False)
     least = jnp.asarray(tolerance, problem.x.dtype)
     rows = best_rows(Decoder(optimum.loadings, optimum.intercept), problem, least, jnp.asarray(max_steps))
@@ -379,14 +378,6 @@ def _problem(
         if offset.shape not in ((columns,), x.shape):
             raise ValueError(f"offset: expected shape ({columns},) or {x.shape}, got shape {offset.shape}")
     return Problem(x, family, optimum.beta, optimum.dispersion, offset, observed), mean
-
-
-def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if operator.index(value) < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value}")
-    return operator.index(value)
 
 
 @contextlib.contextmanager

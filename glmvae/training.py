@@ -165,9 +165,9 @@ def train(
     """
     x = _checks.rows_of(x, vae.family, vae.columns).astype(vae.dtype)
     test = None if test is None else _checks.rows_of(test, vae.family, vae.columns, "test").astype(vae.dtype)
-    batch_size = _checks.latent_dim(batch_size, x.shape[0], "batch_size")
-    steps, chunk_size = (_positive_integer(v, n) for v, n in ((steps, "steps"), (chunk_size, "chunk_size")))
-    every = None if evaluate_every is None else _positive_integer(evaluate_every, "evaluate_every")
+    batch_size = _checks.latent_dim(batch_size, x.shape[0], "batch_size", of="rows")
+    steps, chunk_size = (_checks.integer(v, n) for v, n in ((steps, "steps"), (chunk_size, "chunk_size")))
+    every = None if evaluate_every is None else _checks.integer(evaluate_every, "evaluate_every")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer: expected an optax transformation, got {type(optimizer).__name__}")
     schedule = beta if callable(beta) else None
@@ -357,20 +357,13 @@ def early_stop(patience: int) -> Callback:
         >>> from glmvae import training
         >>> stop = training.early_stop(5)
     """
-    patience = _positive_integer(patience, "patience")
+    patience = _checks.integer(patience, "patience")
 
     def stop(run: Run) -> bool:
         elbo = _watched(run)
         return elbo.size > 0 and elbo.size - 1 - int(np.argmax(elbo)) >= patience
 
     return stop
-
-
-def _positive_integer(value: Any, name: str) -> int:
-    try:
-        return _checks.latent_dim(value, 2**31 - 1, name)
-    except ValueError:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value}") from None
 
 
 def _dispersion(vae: VAE, dispersion: ArrayLike | None, learn: bool) -> Array:

@@ -146,10 +146,10 @@ def test_synthetic_split_keeps_rows_on_both_sides(num_rows, num_train):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"num_rows": 1}, ValueError, "num_rows must be at least 2, got 1"),
-        ({"num_rows": 10.0}, TypeError, r"num_rows must be an integer, got 10\.0"),
-        ({"num_columns": 39}, ValueError, "num_columns must be at least 40, got 39"),
-        ({"num_columns": "200"}, TypeError, "num_columns must be an integer, got '200'"),
+        ({"num_rows": 1}, ValueError, "num_rows: expected an integer of at least 2, got 1"),
+        ({"num_rows": 10.0}, TypeError, r"num_rows: expected an integer, got 10\.0"),
+        ({"num_columns": 39}, ValueError, "num_columns: expected an integer of at least 40, got 39"),
+        ({"num_columns": "200"}, TypeError, "num_columns: expected an integer, got '200'"),
         ({"strength": -1e-9}, ValueError, "strength must be a finite number >= 0"),
         ({"strength": float("nan")}, ValueError, "strength .* got nan"),
         ({"strength": float("inf")}, ValueError, "strength .* got inf"),

@@ -122,5 +122,5 @@ def test_bad_arguments_are_named(started):
     with pytest.raises(ValueError, match="x: expected 5 columns"):
         monitor.reference(optimum, x[:, :3], Poisson())
     deep = nets.deep(key, COLUMNS, LATENT, Poisson(), encoder_widths=(8,), decoder_widths=(8,))
-    with pytest.raises(ValueError, match="num_samples: expected a positive integer"):
+    with pytest.raises(ValueError, match="num_samples: expected an integer of at least 1"):
         monitor.evaluate(key, deep, x, num_samples=0)

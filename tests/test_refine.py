@@ -435,7 +435,7 @@ def test_the_progress_bar_counts_the_rounds(capfd):
         ({"method": "rows"}, ValueError, 'method: expected "column", "entry" or "exact"'),
         ({"tolerance": 0.0}, ValueError, "tolerance: expected a positive"),
         ({"tolerance": "small"}, TypeError, "tolerance: expected a number"),
-        ({"max_rounds": 0}, ValueError, "max_rounds: expected a positive integer"),
+        ({"max_rounds": 0}, ValueError, "max_rounds: expected an integer of at least 1"),
         ({"max_rounds": 1.5}, TypeError, "max_rounds: expected an integer"),
         ({"max_rounds": True}, TypeError, "max_rounds: expected an integer"),
         ({"method": "column", "offset": np.zeros(D)}, ValueError, "offset: expected None"),
@@ -463,7 +463,7 @@ def test_bad_arguments_are_named(change, error, message):
 
 def test_bad_arguments_of_refined_posterior_are_named():
     family, x, start = _data("bernoulli", np.float32)
-    with pytest.raises(ValueError, match="max_steps: expected a positive integer"):
+    with pytest.raises(ValueError, match="max_steps: expected an integer of at least 1"):
         refined_posterior(start, x, family, max_steps=0)
     with pytest.raises(ValueError, match="tolerance: expected a positive"):
         refined_posterior(start, x, family, tolerance=-1.0)
