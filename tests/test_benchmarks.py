@@ -20,6 +20,8 @@ from glmvae.nets import VAE
 
 FAMILIES = [Bernoulli(), Binomial(16), Poisson(), Gaussian()]
 ROWS, COLUMNS, UNITS = 40, 6, 2
+# The pages decide their own precision, float32.
+once = pytest.mark.any_precision
 # Rounding units: sums of some hundred terms, the largest a few times the result, added in another order.
 ROUNDING = 32
 
@@ -89,6 +91,7 @@ def test_the_closed_form_is_above_any_model_and_its_own_gap_is_zero(family, dtyp
     assert value == pytest.approx(float(best.elbo_taylor), abs=tolerance)
 
 
+@once
 def test_training_reaches_the_closed_form():
     family = Binomial(16)
     x = data_of(family, jnp.float32)
@@ -109,6 +112,7 @@ def test_training_reaches_the_closed_form():
     assert len(seen) == sum(len(run.steps) for run in runs)
 
 
+@once
 def test_a_budget_too_short_is_reported_as_not_reached():
     x = data_of(Binomial(16), jnp.float32)
     data = moments(x, family=Binomial(16))
@@ -144,6 +148,7 @@ def row_of(*, reached=True, peer=None, data="digits", latent_dim=2):
     }  # fmt: skip
 
 
+@once
 def test_the_table_is_aligned_and_names_its_columns():
     text = table(row_of(), row_of(reached=False, latent_dim=20, data="synthetic"))
     lines = text.splitlines()
@@ -154,6 +159,7 @@ def test_the_table_is_aligned_and_names_its_columns():
     assert "0.50" in table(row_of(peer=0.004))
 
 
+@once
 def test_a_peer_is_timed_in_the_same_run():
     x = data_of(Gaussian(), jnp.float32)
     measured = closed_form.measure_fit(x, Gaussian(), UNITS, peer=True)
@@ -165,6 +171,7 @@ def test_a_peer_is_timed_in_the_same_run():
     assert alone.peer_seconds is alone.peer_ratio is None
 
 
+@once
 @pytest.mark.parametrize("name", ["optimum.json", "optimum.png"])
 def test_files_of_others_are_refused_and_kept(name, tmp_path, capsys):
     (tmp_path / name).write_text("mine")
@@ -173,6 +180,7 @@ def test_files_of_others_are_refused_and_kept(name, tmp_path, capsys):
     assert (tmp_path / name).read_text() == "mine"
 
 
+@once
 def test_own_files_are_replaced_and_others_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for round_ in range(2):
@@ -186,6 +194,7 @@ def test_own_files_are_replaced_and_others_left_alone(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "optimum.json", "optimum.png"]
 
 
+@once
 def test_unknown_data_sets_are_named(tmp_path, capsys):
     with pytest.raises(ValueError, match="'iris'"):
         problems.load("iris")
@@ -194,6 +203,7 @@ def test_unknown_data_sets_are_named(tmp_path, capsys):
     assert "'iris'" in capsys.readouterr().err
 
 
+@once
 @pytest.mark.parametrize("values", [["0"], ["-1"], ["two"]])
 def test_latent_dims_are_positive_integers(values, capsys):
     with pytest.raises(SystemExit):
@@ -201,11 +211,13 @@ def test_latent_dims_are_positive_integers(values, capsys):
     assert "--latent-dims" in capsys.readouterr().err
 
 
+@once
 def test_more_units_than_columns_are_refused(tmp_path, capsys):
     assert command.main(["--data", "digits", "--latent-dims", "65", "--output", str(tmp_path)]) == 2
     assert "digits has 64 columns, got 65" in capsys.readouterr().err
 
 
+@once
 def test_a_missing_data_set_is_left_out_unless_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GLMVAE_DATA_DIR", str(tmp_path))
     assert command.main(["--data", "frey", "--output", str(tmp_path / "out")]) == 2
@@ -224,6 +236,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(optimum, "QUICK_EXACT_ROWS", 30)
 
 
+@once
 def test_the_quick_run_writes_table_json_and_picture(tiny, tmp_path, capsys):
     options = ["--quick", "--data", "digits", "--latent-dims", "1", "2", "--output", str(tmp_path / "out")]
     assert command.main(options) == 0
@@ -249,7 +262,7 @@ def test_the_quick_run_writes_table_json_and_picture(tiny, tmp_path, capsys):
     assert (tmp_path / "out" / "optimum.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.any_precision
+@once
 def test_the_refined_page_orders_what_it_compares(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(refined, "QUICK_STEPS", 20)
     assert (
@@ -268,7 +281,7 @@ def test_the_refined_page_orders_what_it_compares(tiny, tmp_path, monkeypatch, c
     assert (tmp_path / "refined.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.any_precision
+@once
 def test_the_nets_page_compares_three_starts(tiny, tmp_path, monkeypatch, capsys):
     small = functools.partial(VAE, encoder_widths=(8,), decoder_widths=())
     monkeypatch.setattr(nets, "ARCHITECTURES", {"canonical": small})
@@ -295,7 +308,7 @@ STEP = {
 }  # fmt: skip
 
 
-@pytest.mark.any_precision
+@once
 def test_the_clock_counts_the_steps_alone_and_stops_where_asked():
     x = data_of(Bernoulli(), jnp.float32)
     vae = VAE(jax.random.key(0), COLUMNS, UNITS, Bernoulli(), encoder_widths=(8,), decoder_widths=(), dtype=jnp.float32)
@@ -311,7 +324,7 @@ def test_the_clock_counts_the_steps_alone_and_stops_where_asked():
     assert part.elbos == whole.elbos[:2]
 
 
-@pytest.mark.any_precision
+@once
 def test_a_step_is_timed_against_bare_jax():
     step = speed.step_time(columns=12, latent_dim=2, widths=(8, 6), batch_size=10, steps=3, repeats=3)
     assert step["ratio_to_bare"] > 0
@@ -328,6 +341,7 @@ def test_units_that_do_nothing_change_no_exact_elbo(dtype):
     assert values[0] == pytest.approx(values[1], rel=20 * float(jnp.finfo(dtype).eps))
 
 
+@once
 def test_an_interrupt_keeps_what_is_done(tiny, tmp_path, monkeypatch, capsys):
     train = training.train
 
