@@ -92,6 +92,13 @@ def test_the_best_posterior_is_best_and_a_better_given_one_is_kept(x, pln, monke
     assert math.isnan(peers.score(pln.loadings, pln.intercept, x, None, Poisson())[0])
 
 
+def test_a_covariance_that_is_none_is_told_and_costs_the_best_nothing(x, pln):
+    wrong = np.broadcast_to(np.diag([1.0, -1e-9]), (ROWS, UNITS, UNITS))
+    given, best = peers.score(pln.loadings, pln.intercept, x, Posterior(pln.mean, wrong), Poisson())
+    assert math.isnan(given)
+    assert best == pytest.approx(peers.score_pln(pln, x)[1], rel=EXACT)
+
+
 def _start(pln, x):
     with jax.enable_x64(True):
         start = peers.fit(jnp.asarray(x, jnp.float64), Poisson(), UNITS)
