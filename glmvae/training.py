@@ -31,6 +31,9 @@ from glmvae.nets import VAE, kl_of_scale, reparameterise
 #: The paper's optimiser.
 ADAM = optax.adam(1e-4)
 
+# Losses a chunk has room for, in multiples of this: chunks of other sizes need not compile again.
+_ROOM = 100
+
 Schedule = Callable[[Array], Array | float]
 
 
@@ -240,7 +243,7 @@ def train(
                 optimizer=optimizer,
                 schedule=schedule,
                 batch_size=batch_size,
-                chunk_size=chunk_size,
+                room=-(-chunk_size // _ROOM) * _ROOM,
             )
             chunk = np.asarray(losses)[:count]
             if not (np.isfinite(chunk).all() and finite):
@@ -258,7 +261,7 @@ def train(
     return run_at(point)
 
 
-@partial(jax.jit, static_argnames=("structure", "optimizer", "schedule", "batch_size", "chunk_size"))
+@partial(jax.jit, static_argnames=("structure", "optimizer", "schedule", "batch_size", "room"))
 def _chunk(
     structure: Any,
     rest: Any,
@@ -273,9 +276,9 @@ def _chunk(
     optimizer: optax.GradientTransformation,
     schedule: Schedule | None,
     batch_size: int,
-    chunk_size: int,
+    room: int,
 ) -> tuple[State, Array, Array]:
-    """``count`` steps, at most ``chunk_size``: one program for any count, so that none can round differently."""
+    """``count`` steps, at most ``room``: one program for any count, so that none can round differently."""
     rows = x.shape[0]
     per_epoch = rows // batch_size
 
@@ -299,7 +302,7 @@ def _chunk(
         parameters = optax.apply_updates(parameters, updates)
         return i + 1, State(step + 1, parameters, memory), permutation, losses.at[i].set(value)
 
-    start = (jnp.zeros((), jnp.int32), state, order(state.step // per_epoch), jnp.zeros(chunk_size, x.dtype))
+    start = (jnp.zeros((), jnp.int32), state, order(state.step // per_epoch), jnp.zeros(room, x.dtype))
     _, state, _, losses = jax.lax.while_loop(lambda carry: carry[0] < count, body, start)
     finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.parameters)])
     return state, losses, jnp.all(finite)
