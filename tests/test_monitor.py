@@ -19,7 +19,7 @@ def counts(dtype, rows=1203):  # two full blocks and a part of one
     return jnp.asarray(rng.poisson(np.exp(0.4 * eta)), dtype)
 
 
-@pytest.fixture(scope="module", params=["canonical", "deep"])
+@pytest.fixture(scope="module", params=["canonical", pytest.param("deep", marks=pytest.mark.float64)])
 def started(request):
     x = counts(jnp.result_type(float))
     optimum = fit(x, Poisson(), LATENT)
@@ -43,7 +43,8 @@ def test_an_evaluation_is_that_of_all_rows_at_once(started, dtype):
         assert 0 < float(at.train_error) < float(at.test_error)
     assert abs(float(at.train_elbo - expected.mean())) <= tolerance
     # rows counted twice, as they would be were the last block not weighted, show
-    twice = jnp.concatenate([expected[:1000], expected[703:]]).mean()
+    expected = np.asarray(expected)
+    twice = np.concatenate([expected[:1000], expected[703:]]).mean()
     assert abs(float(twice - expected.mean())) > 10 * ROUNDING[str(dtype)]
     test_gap = abs(float(at.test_elbo - expected[:7].mean()))
     assert test_gap <= (ROUNDING[str(dtype)] * 10 if vae.affine_decoder else 5 * float(at.test_error))
@@ -55,6 +56,7 @@ def test_an_evaluation_is_that_of_all_rows_at_once(started, dtype):
     assert at.train_elbo.dtype == dtype
 
 
+@pytest.mark.any_precision
 def test_a_pruned_unit_is_not_active(dtype):
     x = counts(dtype)
     optimum = fit(x, Poisson(), LATENT, beta=float(fit(x, Poisson(), LATENT).eigenvalues[1]) * 1.01)
@@ -77,7 +79,9 @@ def test_beta_and_dispersion_enter(dtype):
         assert abs(float(off.train_elbo - optimum.elbo_taylor)) > 0.01
 
 
-@pytest.mark.parametrize("family", [Bernoulli(), Poisson(), Gaussian()], ids=repr)
+@pytest.mark.parametrize(
+    "family", [Poisson(), *(pytest.param(f, marks=pytest.mark.float64) for f in (Bernoulli(), Gaussian()))], ids=repr
+)
 def test_the_bracket_holds_the_exact_elbo_of_the_optimum(family, dtype):
     x = jnp.minimum(counts(dtype), 1.0) if isinstance(family, Bernoulli) else counts(dtype)
     optimum = fit(x, family, LATENT, dispersion=1.0)
@@ -99,6 +103,7 @@ def test_the_bracket_holds_the_exact_elbo_of_the_optimum(family, dtype):
         assert not float(optimum.elbo_taylor) + 2 * slack >= exact >= float(optimum.elbo_taylor) - 2 * slack
 
 
+@pytest.mark.any_precision
 def test_a_family_without_remainder_bounds_has_no_bracket(dtype):
     x = counts(dtype)
     poisson = CustomFamily(jnp.exp)
@@ -108,6 +113,7 @@ def test_a_family_without_remainder_bounds_has_no_bracket(dtype):
     assert jnp.isfinite(line.elbo_exact)
 
 
+@pytest.mark.any_precision
 def test_bad_arguments_are_named(started):
     vae, optimum, x = started
     key = jax.random.key(0)
