@@ -24,6 +24,9 @@ OPTIMUM = glmvae.fit(DATA, Bernoulli(), K)
 Q = Posterior(jnp.zeros((N, K)), jnp.eye(K))
 KEY = jax.random.key(0)
 
+# Errors are the same in both precisions; test_the_precision_of_the_data_is_that_of_the_result tries both itself.
+pytestmark = pytest.mark.any_precision
+
 
 def decoder(z):
     return jnp.asarray(W, z.dtype) @ z

@@ -26,6 +26,7 @@ from glmvae.families import Bernoulli, Binomial, Gaussian, Poisson
 RTOL = {"float64": 1e-9, "float32": 2e-4}
 
 
+@pytest.mark.any_precision
 def test_lemma_1_the_variance_is_phi_times_the_curvature(dtype):
     """Printed: F'' / phi."""
     phi, eta = 0.3, jnp.asarray(0.7, dtype)
@@ -38,6 +39,7 @@ def test_lemma_1_the_variance_is_phi_times_the_curvature(dtype):
     assert abs(variance - curvature / phi) > 1
 
 
+@pytest.mark.any_precision
 def test_4_needs_the_quadratic_in_the_mean(dtype):
     """Printed: f(z0) + J (mu - z0) + tr(H Sigma) / 2, which for Gaussian would have to be the exact value."""
     x, w = jnp.asarray([[1.0, -2.0]], dtype), jnp.asarray([[1.0], [0.5]], dtype)
@@ -53,6 +55,7 @@ def test_4_needs_the_quadratic_in_the_mean(dtype):
     np.testing.assert_allclose(at_mean, exact, rtol=RTOL[str(dtype)])
 
 
+@pytest.mark.any_precision
 @pytest.mark.parametrize("name", ["bernoulli", "poisson"])
 def test_proposition_1_has_no_expansion_point_in_z(name, dtype):
     """Printed: z0 with decoder(z0) = 0; with fewer units than columns the optimum's decoder has none."""
@@ -75,6 +78,7 @@ def test_proposition_1_has_no_expansion_point_in_z(name, dtype):
     np.testing.assert_allclose(w @ z0 + b, 0.0, atol=RTOL[str(dtype)])
 
 
+@pytest.mark.any_precision
 def test_corollary_1_a_relu_net_is_not_exact_for_gaussian(dtype):
     """Printed: R2 = 0 for every z0 and piecewise linear decoder."""
     x = jnp.asarray([[1.0, -1.0]], dtype)
@@ -86,6 +90,7 @@ def test_corollary_1_a_relu_net_is_not_exact_for_gaussian(dtype):
         assert (gap < 5 * float(error[0])) == exact
 
 
+@pytest.mark.any_precision
 def test_section_3_4_holds_for_curvature_above_one(dtype):
     """Printed: (16) for F''(0) <= 1. Binomial(5) has 5/4, and it is the maximum all the same."""
     x, family = draw("binomial").astype(dtype), Binomial(5)
@@ -105,6 +110,7 @@ def test_section_3_4_holds_for_curvature_above_one(dtype):
     assert elbo_profile(cut, o.intercept, data, family) < o.elbo_taylor - 1e-3
 
 
+@pytest.mark.any_precision
 def test_18_is_wrong_once_units_are_pruned(dtype):
     """Printed: sum_{j>kappa} lambda_j / (d - beta kappa), for beta < d / kappa only."""
     values, latent_dim = np.array([5.0, 3.0, 0.5, 0.4, 0.3]), 3
@@ -138,6 +144,7 @@ def test_b3_the_encoder_bias_has_a_minus(name, dtype):
 FREY = os.environ.get("GLMVAE_DATA_DIR", "")
 
 
+@pytest.mark.any_precision
 @pytest.mark.skipif(
     not (FREY and (Path(FREY) / "frey_rawface.mat").exists()), reason="GLMVAE_DATA_DIR holds no frey_rawface.mat"
 )
@@ -149,6 +156,7 @@ def test_b3_on_frey_faces(dtype):
     assert start(o, x, Bernoulli(), 1) < -460
 
 
+@pytest.mark.any_precision
 @pytest.mark.parametrize("name", ["gaussian", "bernoulli", "poisson"])
 def test_table_2(name, dtype):
     """Printed for Poisson: log prod x_j; it is log prod x_j!. The rows of Bernoulli and Gaussian are right."""
@@ -178,6 +186,7 @@ def factorial(row):
     return np.array([float(np.prod(np.arange(1.0, v + 1))) for v in row])
 
 
+@pytest.mark.any_precision
 def test_the_poisson_factorial_reaches_the_elbo(dtype):
     got = fit(np.array([[3.0], [2.0]], dtype), Poisson(), 1, beta=1e3).elbo_taylor
     bare = fit(moments(np.array([[3.0], [2.0]], dtype)), Poisson(), 1, beta=1e3).elbo_taylor
