@@ -32,7 +32,10 @@ from jaxtyping import Float
 
 # Entries (rows times columns) a block: the temporaries of a pass are a few dozen times that.
 _BLOCK_ENTRIES = 1 << 18
-_HALVINGS = 8
+# Lengths of a step that are tried.
+_TRIES = 12
+# Times 1 / eps: the largest trace of W' diag(w) W / beta, beyond which no Cholesky factor of a posterior is left.
+_WIDEST = 0.1
 # Rounding units of a row's ELBO by which it may seem to fall.
 _ROUNDING = 16
 
@@ -115,27 +118,36 @@ def block_size(rows: int, columns: int) -> int:
 
 
 def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k k"], Float[Array, " n"]]:
-    """Inverses and log-determinants of many symmetric positive definite matrices, by the sweep operator."""
-    swept = jnp.moveaxis(matrix, 0, -1)  # the batch last: every operation below runs along it
+    """Inverses and log-determinants of many symmetric positive definite matrices.
+
+    A^-1 = L^-T L^-1 with A = L L': positive semidefinite, and in agreement with the determinant, whatever the rounding.
+    A pivot that is nothing but rounding counts for nothing in either.
+    """
+    reduced = jnp.moveaxis(matrix, 0, -1)  # the batch last: every operation below runs along it
     size = matrix.shape[-1]
-    unit = jnp.arange(size)
+    unit = jnp.arange(size)[:, None]
+    least = size * jnp.finfo(matrix.dtype).eps * jnp.diagonal(matrix, axis1=1, axis2=2).T
 
-    def sweep(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        swept, log_det = carry
-        row = swept[j]
-        pivot = row[j]
-        usable = pivot > 0
-        reciprocal = jnp.where(usable, 1 / jnp.where(usable, pivot, 1.0), 0.0)
-        scaled = row * reciprocal
-        here = unit == j
-        swept = swept - row[:, None] * scaled[None]
-        swept = jnp.where(here[:, None, None], scaled[None], swept)
-        swept = jnp.where(here[None, :, None], scaled[:, None], swept)
-        swept = jnp.where((here[:, None] & here[None])[..., None], -reciprocal, swept)
-        return swept, log_det + jnp.log(jnp.where(usable, pivot, 1.0))
+    def eliminate(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Rows below j: what is left of A to the right of j, what there is of L^-1 to the left. Above: L^-1 alone.
+        reduced, log_det = carry
+        pivot = reduced[j, j]
+        usable = pivot > least[j]
+        reciprocal = jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, pivot, 1.0)), 0.0)
+        column = jnp.where(unit > j, reduced[:, j] * reciprocal, 0.0)
+        row = jnp.where(unit == j, reciprocal, reduced[j] * reciprocal)
+        reduced = jnp.where((unit == j)[None], 0.0, reduced) - column[:, None] * row[None]
+        reduced = jnp.where((unit == j)[:, None], row[None], reduced)
+        return reduced, log_det + jnp.log(jnp.where(usable, pivot, 1.0))
 
-    swept, log_det = jax.lax.fori_loop(0, size, sweep, (swept, jnp.zeros(matrix.shape[0], matrix.dtype)))
-    return -jnp.moveaxis(swept, -1, 0), log_det
+    def square(j: Array, inverse: Array) -> Array:
+        row = jnp.where(unit <= j, root[j], 0.0)
+        return inverse + row[:, None] * row[None]
+
+    none = jnp.zeros(matrix.shape[0], matrix.dtype)
+    root, log_det = jax.lax.fori_loop(0, size, eliminate, (reduced, none))
+    inverse = jax.lax.fori_loop(0, size, square, jnp.zeros_like(root))
+    return jnp.moveaxis(inverse, -1, 0), log_det
 
 
 def _pairs(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -159,10 +171,15 @@ def _predictor(decoder: Decoder, problem: Problem, mean: Array, covariance: Arra
     return m, jnp.maximum(v, 0.0)
 
 
-def _precision(decoder: Decoder, weight: Array, beta: Array) -> Array:
+def _precision(decoder: Decoder, weight: Array, beta: Array) -> tuple[Array, Array]:
+    """a W' diag(w) W / beta + I, and the a of every row: 1, or less where the posterior would be too narrow for the
+    rounding, as happens far from any optimum."""
     first, second, where = _pairs(decoder.loadings.shape[1])
     packed = (weight / beta) @ (decoder.loadings[:, first] * decoder.loadings[:, second])
-    return packed[:, where] + jnp.eye(decoder.loadings.shape[1], dtype=weight.dtype)
+    most = _WIDEST / jnp.finfo(weight.dtype).eps
+    share = most / jnp.maximum(jnp.sum(packed[:, np.flatnonzero(first == second)], axis=1), most)
+    packed = packed * share[:, None]
+    return packed[:, where] + jnp.eye(decoder.loadings.shape[1], dtype=weight.dtype), share[:, None]
 
 
 def _evaluate(decoder: Decoder, problem: Problem, q: RowPosteriors) -> Terms:
@@ -182,44 +199,50 @@ def _pick(take: Array, new: Any, old: Any) -> Any:
 
 
 def _improve(decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms) -> tuple[RowPosteriors, Terms]:
-    """One natural-gradient step of every row, halved where the row's ELBO would fall."""
-    precision = _precision(decoder, at_q.weight, problem.beta)
-    ahead = at_q.gradient @ decoder.loadings / problem.beta - q.mean
+    """One natural-gradient step of every row, shorter where the row's ELBO would fall.
+
+    The new precision is a P + (1 - a) S^-1, P the one that the weights call for, S the old covariance: a = 1, then what
+    lies between the two on a logarithmic scale, so that an S that is too narrow by orders of magnitude widens by half
+    of them; then shorter and shorter.
+    """
+    precision, share = _precision(decoder, at_q.weight, problem.beta)
+    ahead = share * (at_q.gradient @ decoder.loadings) / problem.beta - q.mean
     slack = _ROUNDING * jnp.finfo(q.mean.dtype).eps
 
-    def moved(length: Array | None) -> tuple[RowPosteriors, Terms, Array]:
-        target = precision if length is None else precision * length
-        if length is not None:
-            target = target + (1 - length) * symmetric_inverse(q.covariance)[0]
-        covariance, log_det = symmetric_inverse(target)
-        step = jnp.einsum("nkl,nl->nk", covariance, ahead)
-        new = RowPosteriors(q.mean + (step if length is None else length * step), covariance, -log_det)
-        terms = _evaluate(decoder, problem, new)
-        better = terms.elbo >= at_q.elbo - slack * jnp.abs(at_q.elbo)
-        return new, terms, better & jnp.isfinite(terms.elbo)
-
     def again(carry: tuple) -> tuple:
-        length, kept, terms, done = carry
-        shorter, shorter_terms, better = moved(length)
+        tries, kept, terms, done = carry
+        # the full step has nothing of the old precision
+        old = jax.lax.cond(tries > 0, lambda: symmetric_inverse(q.covariance)[0], lambda: jnp.zeros_like(precision))
+        ratio = jnp.trace(precision, axis1=1, axis2=2) / jnp.maximum(jnp.trace(old, axis1=1, axis2=2), 1e-30)
+        kept_part = jnp.where(tries > 0, jnp.minimum(ratio, 1.0) ** (0.5**tries) * 2.0 ** (tries - 1), 0.0)
+        length = (1 / (1 + kept_part)).astype(q.mean.dtype)
+        target = length[:, None, None] * precision + (length * kept_part)[:, None, None] * old
+        covariance, log_det = symmetric_inverse(target)
+        mean = q.mean + length[:, None] * jnp.einsum("nkl,nl->nk", covariance, ahead)
+        new = RowPosteriors(mean, covariance, -log_det)
+        new_terms = _evaluate(decoder, problem, new)
+        better = (new_terms.elbo >= at_q.elbo - slack * jnp.abs(at_q.elbo)) & jnp.isfinite(new_terms.elbo)
         take = ~done & better
-        return 0.5 * length, _pick(take, shorter, kept), _pick(take, shorter_terms, terms), done | better
+        return tries + 1, _pick(take, new, kept), _pick(take, new_terms, terms), done | better
 
-    new, terms, better = moved(None)
-    carry = (jnp.asarray(0.5, q.mean.dtype), _pick(better, new, q), _pick(better, terms, at_q), better)
-    carry = jax.lax.while_loop(lambda c: (c[0] > 0.5**_HALVINGS) & ~jnp.all(c[3]), again, carry)
+    carry = (jnp.zeros((), q.mean.dtype), q, at_q, jnp.zeros(q.mean.shape[0], bool))
+    carry = jax.lax.while_loop(lambda c: (c[0] < _TRIES) & ~jnp.all(c[3]), again, carry)
     return carry[1], carry[2]
 
 
 def starting_rows(decoder: Decoder, problem: Problem) -> RowPosteriors:
-    """Mean 0 and the covariance that the weights at eta = b call for."""
+    """Mean 0 and the covariance that the weights at eta = b call for, or weights of 1 where these are less: so that no
+    spread of eta is above 1, which a log link could not bear."""
     family, x = problem.family, problem.x
     m = jnp.broadcast_to(decoder.intercept, x.shape)
     if problem.offset is not None:
         m = m + problem.offset
     weight = jnp.broadcast_to(family.expected_weight(x, m, jnp.zeros_like(m), problem.dispersion), x.shape)
+    weight = jnp.maximum(weight, 1.0)
     if problem.observed is not None:
         weight = jnp.where(problem.observed, weight, 0.0)
-    covariance, log_det = symmetric_inverse(_precision(decoder, weight, problem.beta))
+    precision, _ = _precision(decoder, weight, problem.beta)
+    covariance, log_det = symmetric_inverse(precision)
     return RowPosteriors(jnp.zeros((x.shape[0], decoder.loadings.shape[1]), x.dtype), covariance, -log_det)
 
 

@@ -13,7 +13,16 @@ from sklearn.datasets import load_digits
 from glmvae import Moments, Posterior, collapse_onset, elbo_exact, fit, kl_divergence, moments, posterior
 from glmvae._jaakkola import log_two_cosh, omega
 from glmvae._logistic_mixture import expected_logistic
-from glmvae._rows import Decoder, Problem, no_change, pass_over_rows, starting_rows, symmetric_inverse
+from glmvae._rows import (
+    Decoder,
+    Problem,
+    best_rows,
+    mean_elbo,
+    no_change,
+    pass_over_rows,
+    starting_rows,
+    symmetric_inverse,
+)
 from glmvae._softplus import expected_excess, expected_sigmoid
 from glmvae.families import Bernoulli, Binomial, Gamma, Gaussian, NegativeBinomial, Poisson
 from glmvae.refine import RefinedOptimum, refine, refined_posterior
@@ -72,6 +81,48 @@ def test_symmetric_inverse_is_that_of_linear_algebra(dtype):
     tolerance = 1e-12 if dtype == np.float64 else 1e-4
     np.testing.assert_allclose(inverse, np.linalg.inv(matrix), rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(log_det, np.linalg.slogdet(matrix)[1], rtol=tolerance)
+
+
+@pytest.mark.float64
+def test_symmetric_inverse_stays_positive_when_ill_conditioned(dtype):
+    long = np.random.default_rng(1).normal(size=(9, K + 1, 2)) * 1e6
+    inverse, log_det = symmetric_inverse(jnp.asarray(np.eye(K + 1) + long @ np.swapaxes(long, 1, 2)))
+    assert np.linalg.eigvalsh(inverse).min() > 0
+    assert np.all(np.isfinite(log_det))
+    singular, _ = symmetric_inverse(jnp.asarray(np.diag([2.0, 0.0, 4.0]))[None])
+    np.testing.assert_allclose(singular[0], np.diag([0.5, 0.0, 0.25]), rtol=1e-15)
+
+
+def _sparse_counts():
+    """Large counts, most of them 0, under a decoder that a log link can hardly bear."""
+    rng = np.random.default_rng(0)
+    decoder = Decoder(jnp.asarray(30.0 * rng.normal(size=(D, K))), jnp.full(D, -30.0))
+    x = rng.poisson(rng.gamma(0.3, 30.0, size=(N, D)) * (rng.random((N, D)) < 0.3)).astype(float)
+    return decoder, Problem(jnp.asarray(x), Poisson(), jnp.ones(()), jnp.ones(()), None, None)
+
+
+@pytest.mark.float64
+def test_posteriors_under_a_steep_decoder_are_found_and_their_elbo_is_the_exact_one(dtype):
+    decoder, problem = _sparse_counts()
+    rows = best_rows(decoder, problem, jnp.asarray(1e-9), jnp.asarray(300))
+    claimed = mean_elbo(decoder, problem, rows)
+    q = Posterior(rows.mean, rows.covariance)
+    exact = elbo_exact(decoder.loadings, decoder.intercept, problem.x, q, Poisson())
+    np.testing.assert_allclose(claimed, jnp.mean(exact), rtol=1e-9)
+    # with the weights at eta = b alone, v = |W_j|^2 and exp(b + v / 2) is no number any more
+    assert -30.0 + 0.5 * np.sum(np.asarray(decoder.loadings) ** 2, axis=1).max() > np.log(np.finfo(dtype).max)
+
+
+@pytest.mark.float64
+def test_posteriors_that_are_too_narrow_by_orders_of_magnitude_widen_in_a_few_steps(dtype):
+    decoder, problem = _sparse_counts()
+    best = best_rows(decoder, problem, jnp.asarray(1e-9), jnp.asarray(300))
+    narrow = best._replace(covariance=1e-40 * best.covariance, log_det=best.log_det + K * np.log(1e-40))
+    value = float(mean_elbo(decoder, problem, best))
+    assert float(mean_elbo(decoder, problem, narrow)) < value - 50
+    _, summary = pass_over_rows(decoder, problem, narrow, no_change(K, dtype), jnp.asarray(12))
+    # twice as wide a step, as by averaging precisions, would still be 50 nats short
+    assert float(summary.elbo) > value - 0.1
 
 
 def test_the_logistic_bound_touches_and_stays_below(dtype):
@@ -237,17 +288,18 @@ def test_above_the_onset_the_null_model_is_returned(method, dtype):
 
 
 @pytest.mark.float64
-@pytest.mark.parametrize("kind", ["bernoulli", "poisson"])
+@pytest.mark.parametrize("kind", ["bernoulli", "poisson", "gamma"])
 def test_units_that_the_start_pruned_come_back_below_the_onset_and_only_there(kind, dtype):
-    family, x, _ = _data(kind, dtype)
-    onset = float(collapse_onset(moments(x), family))
-    off = fit(x, family, K, beta=1e6)._replace(beta=jnp.asarray(0.98 * onset))
+    family, x, start = _data(kind, dtype)
+    phi = start.dispersion
+    onset = float(collapse_onset(moments(x), family, dispersion=phi))
+    off = fit(x, family, K, beta=1e6, dispersion=phi)._replace(beta=jnp.asarray(0.98 * onset))
     assert not np.any(off.loadings)
     off = off._replace(intercept=family.null_predictor(jnp.mean(x, axis=0)))
     below = refine(off, x, family, tolerance=1e-9)
     assert np.sum(below.eigenvalues > below.beta) == 1
     assert np.all(np.diff(below.history) >= 0)
-    assert below.elbo > _null(x, family) + 1e-6
+    assert below.elbo > _null(x, family, phi) + 1e-6
     above = refine(off._replace(beta=jnp.asarray(1.02 * onset)), x, family, tolerance=1e-9)
     assert not np.any(above.eigenvalues > above.beta)
 
