@@ -146,28 +146,40 @@ def test_ours_is_the_best_of_the_starts(x, monkeypatch):
     assert min(best.seconds, best.cold_seconds) > 0
 
 
+def test_passing_is_the_first_round_above(x, monkeypatch):
+    monkeypatch.setattr(peers, "fit", lambda data, family, rank, expand_at: expand_at)
+    monkeypatch.setattr(
+        peers, "refine", lambda start, data, family, max_rounds: SimpleNamespace(elbo=-float(max_rounds))
+    )
+    found = peers.Ours(SimpleNamespace(history=np.array([-9.0, -5.0, -4.0, -3.0])), "null", 5.0, 1.0)
+    assert peers.passing(x, Poisson(), UNITS, found, -4.5)[:2] == (2, -2.0)
+    assert peers.passing(x, Poisson(), UNITS, found, -3.0) is None
+
+
 def test_rows_are_complete_plain_and_printed(x, pln, factors, monkeypatch):
     # ours is PlnPCA's decoder with the best posteriors
     q = peers.refined_posterior(*_start(pln, x), Poisson(), tolerance=1e-12, max_steps=500)
     mine = SimpleNamespace(loadings=pln.loadings, intercept=pln.intercept, rows=q, history=np.zeros(4), converged=False)
     monkeypatch.setattr(peers, "ours", lambda *a: peers.Ours(mine, "null", 5.0, 1.0))
+    monkeypatch.setattr(peers, "passing", lambda *a: (3, -1.5, 0.2))
     monkeypatch.setattr(peers, "counts", lambda name: x)
     monkeypatch.setattr(peers, "pln_pca", lambda x, rank: pln)
     monkeypatch.setattr(peers, "glm_pca", lambda x, rank: factors)
     rows = peers.compare(("oaks",), (UNITS,))
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     assert [(row["peer"], row["value"], row["ratio"]) for row in rows] == [
-        ("PlnPCA", "elbo", 0.5), ("PlnPCA", "elbo, best q", 0.5), ("glmpca", "deviance", 2.0),
-        ("glmpca", "elbo, best q", 2.0),
+        ("PlnPCA", "elbo", 0.5), ("PlnPCA", "elbo, best q", 0.5), ("PlnPCA", "elbo, first above", 0.1),
+        ("glmpca", "deviance", 2.0), ("glmpca", "elbo, best q", 2.0),
     ]  # fmt: skip
     assert rows[0]["theirs"] == pytest.approx(poisson_elbo(pln, x, lambda n: gammaln(n + 1)), rel=EXACT)
     assert rows[0]["theirs"] < rows[0]["ours"] - 10 * STEP
     assert rows[1]["theirs"] == pytest.approx(rows[0]["ours"], abs=STEP)
-    assert rows[2]["ours"] == peers.deviance(x, pln.loadings, pln.intercept, q.mean, Poisson())
-    assert rows[2]["theirs"] == peers.deviance(x, *factors[:3], Poisson())
+    assert (rows[2]["ours"], rows[2]["our_seconds"]) == (-1.5, 0.2)
+    assert rows[3]["ours"] == peers.deviance(x, pln.loadings, pln.intercept, q.mean, Poisson())
+    assert rows[3]["theirs"] == peers.deviance(x, *factors[:3], Poisson())
     lines = peers.table(rows).splitlines()
     assert lines[0].split()[0] == "data"
-    for row, line in zip(rows, lines[2:6], strict=True):
+    for row, line in zip(rows, lines[2:7], strict=True):
         assert (row["data"], row["rank"], row["rows"], row["columns"]) == ("oaks", UNITS, ROWS, COLUMNS)
         for text in (f"{row['ours']:.3f}", f"{row['theirs']:.3f}", row["note"], "from null, 3 rounds, not converged"):
             assert text in line
