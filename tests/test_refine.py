@@ -144,9 +144,9 @@ def test_the_logistic_bound_touches_and_stays_below(dtype):
     [
         ("bernoulli", "column"),
         ("bernoulli", "entry"),
-        ("binomial", "column"),
-        ("negative binomial", "column"),
-        ("negative binomial", "entry"),
+        pytest.param("binomial", "column", marks=pytest.mark.float64),
+        pytest.param("negative binomial", "column", marks=pytest.mark.float64),
+        pytest.param("negative binomial", "entry", marks=pytest.mark.float64),
     ],
 )
 def test_bounds_rise_and_stay_below_the_exact_elbo(kind, method, dtype):
@@ -163,7 +163,15 @@ def test_bounds_rise_and_stay_below_the_exact_elbo(kind, method, dtype):
     np.testing.assert_allclose(r.elbo, _elbo(r, x, family, q), rtol=ROUNDING[dtype.name])
 
 
-@pytest.mark.parametrize("kind", ["bernoulli", "poisson", "gamma", "gaussian", "negative binomial"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bernoulli",
+        "poisson",
+        "gaussian",
+        *(pytest.param(k, marks=pytest.mark.float64) for k in ("gamma", "negative binomial")),
+    ],
+)
 def test_the_exact_ascent_rises_from_the_start_and_reports_the_exact_elbo(kind, dtype):
     family, x, start = _data(kind, dtype)
     r = refine(start, x, family, tolerance=1e-4)
@@ -309,7 +317,7 @@ def test_digits_keep_a_unit_at_4_7_and_none_at_5(dtype):
     x = (load_digits().data > 7).astype(dtype)
     assert 4.7 < collapse_onset(moments(x), Bernoulli()) < 5.0
     for beta, active in ((4.7, 1), (5.0, 0)):
-        r = refine(fit(x, Bernoulli(), K, beta=beta), x, Bernoulli(), tolerance=1e-7)
+        r = refine(fit(x, Bernoulli(), K, beta=beta), x, Bernoulli(), tolerance=1e-5)
         assert np.sum(r.eigenvalues > r.beta) == active
 
 
@@ -435,6 +443,7 @@ def test_missing_columns_are_no_information(dtype):
 # Cost -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.any_precision
 def test_memory_does_not_grow_with_the_rows(dtype):
     family, columns, units = Bernoulli(), 300, 3
 
@@ -467,11 +476,13 @@ print("done")
 """
 
 
+@pytest.mark.any_precision
 def test_nothing_hangs():
     run = subprocess.run([sys.executable, "-c", _NO_HANG], capture_output=True, text=True, timeout=240, check=False)
     assert run.stdout.strip() == "done", run.stderr
 
 
+@pytest.mark.any_precision
 def test_the_progress_bar_counts_the_rounds(capfd):
     family, x, start = _data("bernoulli", np.float32)
     refine(start, x, family, method="column", max_rounds=2, progress=True)
@@ -481,6 +492,7 @@ def test_the_progress_bar_counts_the_rounds(capfd):
 # Bad arguments ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.any_precision
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -513,6 +525,7 @@ def test_bad_arguments_are_named(change, error, message):
         refine(**arguments)
 
 
+@pytest.mark.any_precision
 def test_bad_arguments_of_refined_posterior_are_named():
     family, x, start = _data("bernoulli", np.float32)
     with pytest.raises(ValueError, match="max_steps: expected an integer of at least 1"):
