@@ -19,8 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.special import erfcx
 
 _NODES = {"float64": 16, "float32": 8}
+# Mills' ratio is a polynomial of this degree in (t - 4) / (t + 4), over t + 4, to 1e-14 and 4e-7 of itself.
+_DEGREE = {"float64": 20, "float32": 9}
+_CENTRE = 4.0
 
 
 @functools.cache
@@ -55,6 +59,25 @@ def kolmogorov_rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     return 2 * np.exp(points * spread + centre), vectors[0] ** 2
 
 
+@functools.cache
+def mills_polynomial(degree: int) -> np.ndarray:
+    """Coefficients in u = (t - 4) / (t + 4), lowest first, of (t + 4) (1 - Phi(t)) / phi(t), by interpolation."""
+    u = np.polynomial.chebyshev.chebpts1(degree + 1)
+    t = _CENTRE * (1 + u) / (1 - u)
+    ratio = (t + _CENTRE) * math.sqrt(np.pi / 2) * erfcx(t * math.sqrt(0.5))
+    return np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebfit(u, ratio, degree))
+
+
+def _mills(t: Array, coefficients: np.ndarray) -> Array:
+    """(1 - Phi(t)) / phi(t) for t >= 0."""
+    reciprocal = 1 / (t + _CENTRE)
+    u = 1 - 2 * _CENTRE * reciprocal
+    value = jnp.full_like(u, float(coefficients[-1]))
+    for coefficient in coefficients[-2::-1].tolist():
+        value = value * u + coefficient
+    return value * reciprocal
+
+
 def expected_logistic(mean: Array, variance: Array) -> tuple[Array, Array, Array]:
     """E r, E sigmoid(-|m| + ...), E sigmoid' for eta ~ N(mean, variance); r = softplus less max(m, 0).
 
@@ -62,14 +85,18 @@ def expected_logistic(mean: Array, variance: Array) -> tuple[Array, Array, Array
     """
     dtype = jnp.result_type(mean, variance)
     distance = jnp.abs(mean)
-    excess, tail, slope = (jnp.zeros(jnp.broadcast_shapes(mean.shape, variance.shape), dtype) for _ in range(3))
-    scales, weights = kolmogorov_rule(_NODES["float64" if dtype == jnp.float64 else "float32"])
-    for scale, weight in zip(scales.tolist(), weights.tolist(), strict=True):
-        inverse = jax.lax.rsqrt(scale**2 + variance)
+    precision = "float64" if dtype == jnp.float64 else "float32"
+    scales, weights = (jnp.asarray(a, dtype) for a in kolmogorov_rule(_NODES[precision]))
+    mills = mills_polynomial(_DEGREE[precision])
+
+    # A loop and not a sum written out: that compiles in a third of the time and runs as fast or faster.
+    def add(i: Array, total: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        excess, tail, slope = total
+        inverse = jax.lax.rsqrt(scales[i] ** 2 + variance)
         t = distance * inverse
-        density = jnp.exp(-0.5 * t * t) * (weight / math.sqrt(2 * math.pi))
-        beyond = (0.5 * weight) * jax.lax.erfc(t * math.sqrt(0.5))
-        tail = tail + beyond
-        slope = slope + density * inverse
-        excess = excess + (density - t * beyond) / inverse
-    return excess, tail, slope
+        density = jnp.exp(-0.5 * t * t) * (weights[i] / math.sqrt(2 * math.pi))
+        beyond = density * _mills(t, mills)
+        return excess + (density - t * beyond) / inverse, tail + beyond, slope + density * inverse
+
+    zeros = jnp.zeros(jnp.broadcast_shapes(mean.shape, variance.shape), dtype)
+    return jax.lax.fori_loop(0, scales.shape[0], add, (zeros, zeros, zeros))
