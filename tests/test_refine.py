@@ -1,13 +1,15 @@
 """Refined optima: monotone, below the exact ELBO and at its optimum, with every argument."""
 
+import functools
 import subprocess
 import sys
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+import scipy.optimize
 from sklearn.datasets import load_digits
 
 from glmvae import Moments, Posterior, collapse_onset, elbo_exact, fit, kl_divergence, moments, posterior
@@ -34,9 +36,10 @@ TIGHT = 1e-10
 ROUNDING = {"float64": 1e-9, "float32": 2e-5}
 
 
-def _data(kind, dtype, rows=N):
+@functools.cache
+def _data(kind, dtype):
     rng = np.random.default_rng(7)
-    eta = 0.8 * rng.normal(size=(rows, K)) @ rng.normal(size=(K, D)) + 0.3 * rng.normal(size=D)
+    eta = 0.8 * rng.normal(size=(N, K)) @ rng.normal(size=(K, D)) + 0.3 * rng.normal(size=D)
     family, x, phi = {
         "bernoulli": lambda: (Bernoulli(), rng.random(eta.shape) < 1 / (1 + np.exp(-2 * eta)), None),
         "binomial": lambda: (Binomial(6), rng.binomial(6, 1 / (1 + np.exp(-eta))), None),
@@ -167,9 +170,7 @@ def test_bounds_rise_and_stay_below_the_exact_elbo(kind, method, dtype):
     "kind",
     [
         "bernoulli",
-        "poisson",
-        "gaussian",
-        *(pytest.param(k, marks=pytest.mark.float64) for k in ("gamma", "negative binomial")),
+        *(pytest.param(k, marks=pytest.mark.float64) for k in ("poisson", "gaussian", "gamma", "negative binomial")),
     ],
 )
 def test_the_exact_ascent_rises_from_the_start_and_reports_the_exact_elbo(kind, dtype):
@@ -182,11 +183,14 @@ def test_the_exact_ascent_rises_from_the_start_and_reports_the_exact_elbo(kind, 
     np.testing.assert_allclose(r.elbo, _elbo(r, x, family), rtol=ROUNDING[dtype.name])
     assert r.elbo >= _null(x, family, start.dispersion) - ROUNDING[dtype.name]
     assert r.lower_bound is None
+    q = refined_posterior(r, x, family)
+    assert q.mean.dtype == q.covariance.dtype == r.loadings.dtype == dtype
+    assert _elbo(r, x, family, q) >= r.elbo - ROUNDING[dtype.name] * abs(r.elbo)
     if kind == "gaussian":
         assert len(r.history) == 1  # zero rounds
         np.testing.assert_allclose(r.elbo, start.elbo_taylor, rtol=ROUNDING[dtype.name])
     else:
-        assert len(r.history) > 1
+        assert r.elbo > r.history[0] + 1e-3  # nats: a start that nothing raised would not pass
 
 
 def test_each_bound_is_tighter_than_the_one_before(dtype):
@@ -221,7 +225,7 @@ def test_column_needs_moments_alone(dtype):
 # Against an independent optimiser ---------------------------------------------------------------------------
 
 
-def _by_lbfgs(family, x, start, rows, iterations=1500):
+def _by_lbfgs(family, x, start):
     """The exact ELBO maximised over everything at once: decoder, means, Cholesky factors."""
     eye = jnp.eye(K)
 
@@ -237,26 +241,18 @@ def _by_lbfgs(family, x, start, rows, iterations=1500):
         return -jnp.mean(value - start.beta * kl)
 
     p = {
-        "loadings": jnp.asarray(start.loadings),
-        "intercept": jnp.asarray(start.intercept),
-        "mean": jnp.zeros((rows, K)),
-        "root": jnp.zeros((rows, K, K)) - 0.5 * eye,
+        "loadings": start.loadings,
+        "intercept": start.intercept,
+        "mean": np.zeros((N, K)),
+        "root": np.zeros((N, K, K)) - 0.5 * np.eye(K),
     }
-    solver = optax.lbfgs()
-
-    @jax.jit
-    def run(p):
-        def step(carry, _):
-            p, state = carry
-            value, gradient = optax.value_and_grad_from_state(loss)(p, state=state)
-            update, state = solver.update(gradient, state, p, value=value, grad=gradient, value_fn=loss)
-            return (optax.apply_updates(p, update), state), None
-
-        (p, _), _ = jax.lax.scan(step, (p, solver.init(p)), None, length=iterations)
-        return loss(p), optax.tree.norm(jax.grad(loss)(p))
-
-    value, gradient = run(p)
-    return -float(value), float(gradient)
+    flat, rebuild = jax.flatten_util.ravel_pytree(p)
+    both = jax.jit(jax.value_and_grad(lambda flat: loss(rebuild(flat))))
+    options = {"maxiter": 5000, "maxfun": 10000, "maxcor": 30, "ftol": 0.0, "gtol": 1e-9}
+    found = scipy.optimize.minimize(
+        lambda flat: tuple(map(np.asarray, both(flat))), np.asarray(flat), jac=True, method="L-BFGS-B", options=options
+    )
+    return -found.fun, np.linalg.norm(found.jac)
 
 
 @pytest.mark.float64
@@ -265,7 +261,7 @@ def test_it_agrees_with_lbfgs_on_the_exact_elbo(kind, dtype):
     family, x, start = _data(kind, dtype)
     start = fit(x, family, K, expand_at="null")
     r = refine(start, x, family, tolerance=TIGHT)
-    reference, gradient = _by_lbfgs(family, x, start, N)
+    reference, gradient = _by_lbfgs(family, x, start)
     assert gradient < 1e-5  # it did get there
     np.testing.assert_allclose(r.elbo, reference, rtol=0, atol=1e-6)
     assert float(r.elbo) - float(r.history[0]) > 1e-3  # the start would not have passed
@@ -301,14 +297,14 @@ def test_units_that_the_start_pruned_come_back_below_the_onset_and_only_there(ki
     family, x, start = _data(kind, dtype)
     phi = start.dispersion
     onset = float(collapse_onset(moments(x), family, dispersion=phi))
-    off = fit(x, family, K, beta=1e6, dispersion=phi)._replace(beta=jnp.asarray(0.98 * onset))
+    off = fit(x, family, K, beta=1e6, dispersion=phi)._replace(beta=jnp.asarray(0.98 * onset, dtype))
     assert not np.any(off.loadings)
     off = off._replace(intercept=family.null_predictor(jnp.mean(x, axis=0)))
     below = refine(off, x, family, tolerance=1e-9)
     assert np.sum(below.eigenvalues > below.beta) == 1
     assert np.all(np.diff(below.history) >= 0)
     assert below.elbo > _null(x, family, phi) + 1e-6
-    above = refine(off._replace(beta=jnp.asarray(1.02 * onset)), x, family, tolerance=1e-9)
+    above = refine(off._replace(beta=jnp.asarray(1.02 * onset, dtype)), x, family, tolerance=1e-9)
     assert not np.any(above.eigenvalues > above.beta)
 
 
@@ -378,21 +374,20 @@ def test_gaussian_with_missing_entries_is_the_dense_marginal_likelihood(dtype):
     phi = float(r.dispersion)
 
     def log_marginal(loadings, intercept):
-        total = 0.0
-        for i in range(N):
-            seen = np.flatnonzero(~hidden[i])
-            w = loadings[seen]
-            covariance = w @ w.T + phi * jnp.eye(len(seen))
-            residual = x[i, seen] - intercept[seen]
-            quadratic = residual @ jnp.linalg.solve(covariance, residual) if len(seen) else 0.0
-            log_det = jnp.linalg.slogdet(covariance)[1] if len(seen) else 0.0
-            total = total - 0.5 * (quadratic + log_det + len(seen) * np.log(2 * np.pi))
-        return total / N
+        def of_row(x, seen):
+            # what is hidden is made independent of the rest, with variance 1 and residual 0
+            covariance = jnp.where(jnp.outer(seen, seen), loadings @ loadings.T + phi * jnp.eye(D), jnp.eye(D))
+            residual = jnp.where(seen, x - intercept, 0.0)
+            quadratic = residual @ jnp.linalg.inv(covariance) @ residual
+            return -0.5 * (quadratic + jnp.linalg.slogdet(covariance)[1] + jnp.sum(seen) * np.log(2 * np.pi))
 
-    value, gradient = jax.value_and_grad(log_marginal, (0, 1))(r.loadings, r.intercept)
+        return jnp.mean(jax.vmap(of_row)(jnp.asarray(x), jnp.asarray(~hidden)))
+
+    both = jax.jit(jax.value_and_grad(log_marginal, (0, 1)))
+    value, gradient = both(r.loadings, r.intercept)
     np.testing.assert_allclose(r.elbo, value, rtol=1e-10)
     assert max(float(jnp.max(jnp.abs(g))) for g in gradient) < 1e-5
-    at_start = jax.grad(log_marginal)(start.loadings, start.intercept)
+    at_start = both(start.loadings, start.intercept)[1][0]
     assert float(jnp.max(jnp.abs(at_start))) > 1e-3
     i = int(np.argmax(hidden.sum(1)))
     seen = np.flatnonzero(~hidden[i])
@@ -414,9 +409,9 @@ def test_posteriors_of_rows_with_missing_entries(dtype):
     np.testing.assert_allclose(q.mean, reference.mean, atol=1e-10)
     np.testing.assert_allclose(q.covariance, reference.covariance, atol=1e-10)
     assert np.abs(q.mean - refined_posterior(start, x, family).mean).max() > 1e-2
-    empty = refined_posterior(start, garbage[:2], family, missing=np.ones((2, D), bool))
+    empty = refined_posterior(start, garbage, family, missing=np.ones((N, D), bool))
     np.testing.assert_allclose(empty.mean, 0.0, atol=1e-12)
-    np.testing.assert_allclose(empty.covariance, np.broadcast_to(np.eye(K), (2, K, K)), atol=1e-12)
+    np.testing.assert_allclose(empty.covariance, np.broadcast_to(np.eye(K), (N, K, K)), atol=1e-12)
 
 
 @pytest.mark.float64
@@ -483,8 +478,8 @@ def test_nothing_hangs():
 
 
 @pytest.mark.any_precision
-def test_the_progress_bar_counts_the_rounds(capfd):
-    family, x, start = _data("bernoulli", np.float32)
+def test_the_progress_bar_counts_the_rounds(capfd, dtype):
+    family, x, start = _data("bernoulli", dtype)
     refine(start, x, family, method="column", max_rounds=2, progress=True)
     assert "refine column" in capfd.readouterr().err
 
@@ -518,16 +513,16 @@ def test_the_progress_bar_counts_the_rounds(capfd):
         ({"x": Moments(jnp.ones(()), jnp.full(D, 0.5), jnp.eye(D))}, TypeError, "x: expected rows, got Moments"),
     ],
 )
-def test_bad_arguments_are_named(change, error, message):
-    family, x, start = _data("bernoulli", np.float32)
+def test_bad_arguments_are_named(change, error, message, dtype):
+    family, x, start = _data("bernoulli", dtype)
     arguments = {"optimum": start, "x": x, "family": family} | change
     with pytest.raises(error, match=message):
         refine(**arguments)
 
 
 @pytest.mark.any_precision
-def test_bad_arguments_of_refined_posterior_are_named():
-    family, x, start = _data("bernoulli", np.float32)
+def test_bad_arguments_of_refined_posterior_are_named(dtype):
+    family, x, start = _data("bernoulli", dtype)
     with pytest.raises(ValueError, match="max_steps: expected an integer of at least 1"):
         refined_posterior(start, x, family, max_steps=0)
     with pytest.raises(ValueError, match="tolerance: expected a positive"):
