@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmvae import Posterior, elbo_exact
+from glmvae import Posterior, elbo_exact, kl_divergence
 from glmvae.bracket import bracket
 from glmvae.families import (
     Bernoulli,
@@ -64,7 +64,14 @@ def _both(name, seed, size, beta, phi, dtype):
         return np.asarray(lower, float), np.asarray(upper, float), np.asarray(exact)
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("bernoulli", "negative binomial", "poisson", "gamma"),
+        # the code of one of those, or no rounding to speak of
+        *(pytest.param(n, marks=pytest.mark.float64) for n in ("scaled", "binomial", "exponential", "gaussian")),
+    ],
+)
 @given(
     seed=st.integers(0, 2**31),
     size=st.sampled_from([1e-6, 1e-2, 0.5, 2.0, 6.0]),
@@ -123,34 +130,32 @@ def test_corollary_1_beats_jensen_near_zero_and_loses_far_out(dtype):
 
 @pytest.mark.float64
 def test_mixed_columns_are_the_sum_of_their_members(dtype):
-    family = Mixed([(Bernoulli(), [0, 3]), (Poisson(), [1, 4]), (Gaussian(), [2, 5])])
+    members = [(Bernoulli(), [0, 3, 4]), (Poisson(), [1, 2, 5])]
+    family = Mixed(members)
     rng = np.random.default_rng(0)
-    x = np.stack([rng.random(N), rng.poisson(2.0, N), rng.normal(size=N)] * 2, axis=1)
+    x = np.stack([rng.random(N) if j in (0, 3, 4) else rng.poisson(2.0, N) for j in range(D)], axis=1)
     loadings, intercept = rng.normal(size=(D, K)), rng.normal(size=D)
     q = Posterior(jnp.asarray(rng.normal(size=(N, K))), jnp.eye(K))
     lower, upper = bracket(loadings, intercept, x, q, family)
     exact = elbo_exact(loadings, intercept, x, q, family)
     assert np.all(lower <= exact)
     assert np.all(exact <= upper)
-    everything = sum(
-        np.asarray(bracket(loadings[c], intercept[c], x[:, c], q, f)[0])
-        for f, c in ((Bernoulli(), [0, 3]), (Poisson(), [1, 4]), (Gaussian(), [2, 5]))
-    )
-    from glmvae import kl_divergence
-
-    np.testing.assert_allclose(lower, everything + 2 * kl_divergence(q), rtol=1e-10)
+    everything = sum(np.asarray(bracket(loadings[c], intercept[c], x[:, c], q, f)[0]) for f, c in members)
+    np.testing.assert_allclose(lower, everything + kl_divergence(q), rtol=1e-10)
 
 
 def _softplus(theta):
     return jnp.logaddexp(theta, 0.0)
 
 
+@pytest.mark.any_precision
 def test_a_family_without_bounds_is_refused():
     q = Posterior(jnp.zeros((1, 1)), jnp.eye(1))
     with pytest.raises(TypeError, match="family: no bounds are known"):
         bracket([[1.0]], [0.0], [[1.0]], q, CustomFamily(_softplus))
 
 
+@pytest.mark.any_precision
 @pytest.mark.parametrize(
     ("change", "message"),
     [

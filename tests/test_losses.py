@@ -122,6 +122,7 @@ def test_squared_error_fixes_the_product_of_beta_and_dispersion(phi, dtype):
         assert not np.allclose(activity(here), activity(fit(data, Gaussian(), 3, beta=4 / phi, dispersion=phi)))
 
 
+@pytest.mark.any_precision
 def test_the_two_conventions_everyone_mixes_up():
     summed = loss_convention("mse", columns=784)
     assert (float(summed.beta), float(summed.dispersion), float(summed.scale)) == (1.0, 0.5, 1.0)
@@ -192,6 +193,7 @@ PRESETS = {
 }
 
 
+@pytest.mark.any_precision
 def test_every_preset_has_its_test_and_its_source():
     assert set(PRESETS) == set(LOSS_PRESETS)
     assert all("/" in preset.source and ".py" in preset.source and preset.note for preset in LOSS_PRESETS.values())
@@ -230,6 +232,13 @@ def test_the_active_units_it_implies(dtype):
     leaves, structure = jax.tree.flatten(summed)
     assert all(isinstance(leaf, jax.Array | float) for leaf in leaves)
     assert str(jax.tree.unflatten(structure, leaves)) == str(summed)
+
+
+@pytest.mark.float64
+def test_the_active_units_it_implies_for_binary_data(dtype):
+    x = jnp.asarray(
+        np.random.default_rng(0).normal(size=(200, 8)) @ np.random.default_rng(1).normal(size=(8, 8)), dtype
+    )
     binary = loss_convention("bce", latent_dim=2, data=(x > 0).astype(dtype))
     assert int(binary.active_units) == int(jnp.sum(fit((x > 0).astype(dtype), Bernoulli(), 2).eigenvalues[:2] > 1))
 
@@ -237,6 +246,7 @@ def test_the_active_units_it_implies(dtype):
 # Errors ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.any_precision
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
