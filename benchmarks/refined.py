@@ -148,7 +148,8 @@ def table(result: dict[str, Any]) -> str:
     text = aligned(head, lines, left=2, split=7, banner=("the paper's closed form", "by column, exactly, and trained"))
     text += (
         "\n\nNats per row. ELBO: the exact one of the decoder and encoder that maximise L-hat or the bound by column.\n"
-        f"of eigh: the time of the {COLUMN_ROUNDS + 1} rounds by column over that of as many eigendecompositions. "
+        f"of eigh: the time of the {COLUMN_ROUNDS + 1} rounds by column, from the moments, over that of as many "
+        "eigendecompositions.\n"
         f"net: after {result['settings']['net_steps']} steps."
     )
     if result.get("peers"):
@@ -160,26 +161,34 @@ def draw(result: dict[str, Any]) -> Any:
     """Nats over seconds, a panel for every data set and kappa: a bound is hollow, the exact ELBO full."""
     rows = result["rows"]
     figure, axes = panels(
-        len(rows), "What a second buys: nats per row by time (warm)\nhollow: a bound; full: exact ELBO"
+        len(rows),
+        "What a second buys: nats per row by time (warm). Hollow: a bound; full: exact ELBO\n"
+        "the closed form is from the data, the rounds by column are from their moments",
     )
     for axis, row in zip(axes, rows, strict=True):
-        closed, column, exact, curve = row["closed_form"], row["column"], row["exact"], row["net"]["curve"]
-        parts = [("closed form", COLOURS[0], closed["seconds"], closed["elbo_taylor"], closed["elbo"])]
+        closed, column, exact, net = (row[part] for part in ("closed_form", "column", "exact", "net"))
+        parts = [("closed form", COLOURS[0], closed, closed["elbo_taylor"])]
         if column is not None:
-            parts.append(("by column", COLOURS[2], column["seconds"], column["bound"], column["elbo"]))
-        for label, colour, seconds, bound, value in parts:
-            axis.plot([seconds] * 2, [bound, value], color=colour, linewidth=1)
-            axis.plot(seconds, bound, "o", color=colour, markerfacecolor="white")
-            axis.plot(seconds, value, "o", color=colour, label=label)
+            parts.append(("by column", COLOURS[2], column, column["bound"]))
+        for name, colour, part, bound in parts:
+            axis.plot([part["seconds"]] * 2, [bound, part["elbo"]], color=colour, linewidth=1)
+            axis.plot(part["seconds"], bound, "o", color=colour, markerfacecolor="white")
+            axis.plot(part["seconds"], part["elbo"], "o", color=colour, label=_label(name, part))
         times = [exact["seconds"] * i / max(exact["rounds"], 1) for i in range(1, exact["rounds"] + 1)]
-        axis.plot(times, exact["history"][1:], ".-", color=COLOURS[1], label="exact ascent")
-        axis.plot(curve["seconds"][1:], curve["elbos"][1:], color=COLOURS[3], label="net, Adam")
+        axis.plot(times, exact["history"][1:], ".-", color=COLOURS[1], label=_label("exact ascent", exact))
+        curve = net["curve"]
+        axis.plot(curve["seconds"][1:], curve["elbos"][1:], color=COLOURS[3], label=_label("net, Adam", net))
         axis.axhline(exact["elbo"], color="0.5", linestyle=":", linewidth=1)
-        low, top = min(closed["elbo_taylor"], closed["elbo"]), max(exact["elbo"], max(curve["elbos"]))
-        axis.set_ylim(low - 0.1 * (top - low), top + 0.1 * (top - low))
+        low, top = min(closed["elbo_taylor"], closed["elbo"]), max(exact["elbo"], net["elbo"])
+        axis.set_ylim(low - 0.1 * (top - low), top + 0.1 * (top - low))  # a net may start far below
         axis.set(xscale="log", xlabel="seconds", ylabel="nats per row")
         axis.set_title(f"{row['data']}, {row['family']}, kappa {row['latent_dim']}", fontsize=10)
         axis.xaxis.set_minor_formatter("")
+        axis.ticklabel_format(axis="y", useOffset=False)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=9, loc="lower right")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9, ncols=2)
     return figure
+
+
+def _label(name: str, part: dict[str, Any]) -> str:
+    return f"{name}: {part['elbo']:.2f}, {duration(part['seconds'])}"

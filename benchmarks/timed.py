@@ -26,8 +26,9 @@ class Curve(NamedTuple):
     seconds: list[float]
     elbos: list[float]
     errors: list[float]
+    diverged: bool = False
 
-    def as_dict(self) -> dict[str, list[float]]:
+    def as_dict(self) -> dict[str, Any]:
         """All but the net."""
         return {k: v for k, v in self._asdict().items() if k != "vae"}
 
@@ -45,7 +46,7 @@ def train_timed(
     until: float | None = None,
     progress: Callable[[int, float], None] = lambda step, elbo: None,
 ) -> Curve:
-    """Train for ``steps`` steps, or until the ELBO is ``until``, looking every ``every`` steps."""
+    """Train for ``steps`` steps, or until the ELBO is ``until`` or not finite, looking every ``every`` steps."""
     train_key, elbo_key = jax.random.split(key)
     seen = x[:ROWS]
     phi = jnp.ones((), x.dtype) if dispersion is None else dispersion
@@ -78,7 +79,10 @@ def train_timed(
         clock = time.perf_counter()
         return until is not None and elbo >= until
 
-    run = training.train(train_key, vae, x, steps=steps, callbacks=[after_chunk], **settings)
+    try:
+        run = training.train(train_key, vae, x, steps=steps, callbacks=[after_chunk], **settings)
+    except training.NonFiniteLoss as error:  # a result: the curve ends where it still was finite
+        return curve._replace(vae=error.run.vae, diverged=True)
     if run.stopped == "interrupt":
         raise KeyboardInterrupt
     return curve._replace(vae=run.vae)

@@ -64,14 +64,7 @@ def _both(name, seed, size, beta, phi, dtype):
         return np.asarray(lower, float), np.asarray(upper, float), np.asarray(exact)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("bernoulli", "negative binomial", "poisson", "gamma"),
-        # the code of one of those, or no rounding to speak of
-        *(pytest.param(n, marks=pytest.mark.float64) for n in ("scaled", "binomial", "exponential", "gaussian")),
-    ],
-)
+@pytest.mark.parametrize("name", sorted(CASES))
 @given(
     seed=st.integers(0, 2**31),
     size=st.sampled_from([1e-6, 1e-2, 0.5, 2.0, 6.0]),
