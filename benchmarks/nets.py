@@ -202,5 +202,6 @@ def draw(result: dict[str, Any]) -> Any:
     for axis, of_set in zip(axes[len(rows) :], activities, strict=True):
         marks = {"trained net": of_set["trained"], "expanded at null": of_set["null"]}
         plots.activities(of_set["betas"], of_set["zero"], marks, ax=axis)
-        axis.set_title(f"{of_set['data']}, canonical, kappa {of_set['latent_dim']}", fontsize=10)
+        about = f"{of_set['data']}, canonical, kappa {of_set['latent_dim']}, {of_set['steps']} steps from He"
+        axis.set_title(about, fontsize=10)
     return figure
