@@ -63,7 +63,8 @@ class LogisticBound:
 
         slope E t - trials (E t / 2 + log(2 cosh(xi / 2)))
 
-    Its gradient in the mean and its weight, -2 d/dv, are those of the quadratic at that xi.
+    Its gradient in the mean and its weight, -2 d/dv, are those of the quadratic at that xi. As in the family, the value
+    is without K(x).
     """
 
     family: Any
@@ -77,7 +78,6 @@ class LogisticBound:
         centred = form.slope - 0.5 * form.trials
         value = (centred * t - form.trials * log_two_cosh(xi)) / dispersion
         gradient = scale * (centred - weight * t) / dispersion
-        value = value + self.family.log_base_measure(x, dispersion)
         return value, gradient, scale**2 * weight / dispersion
 
     def expected_weight(self, x: Array, mean: Array, variance: Array, dispersion: Array) -> Array:

@@ -21,6 +21,8 @@ once, which neither waits nor hangs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +36,8 @@ from jaxtyping import Float
 _BLOCK_ENTRIES = 1 << 18
 # Lengths of a step that are tried.
 _TRIES = 12
+# Rows that are tried together, at least.
+_FEW = 16
 # Times 1 / eps: the largest trace of W' diag(w) W / beta, beyond which no Cholesky factor of a posterior is left.
 _WIDEST = 0.1
 # Rounding units of a row's ELBO by which it may seem to fall.
@@ -41,7 +45,10 @@ _ROUNDING = 16
 
 
 class Problem(NamedTuple):
-    """What stays fixed: data and model. ``offset`` is None, (d,) or (N, d); ``observed`` None or (N, d), bool."""
+    """What stays fixed: data and model. ``offset`` is None, (d,) or (N, d); ``observed`` None or (N, d), bool.
+
+    ``constant`` is what ``family.expected_terms`` leaves out, summed over the row; see :func:`problem_of`.
+    """
 
     x: Float[Array, "n d"]
     family: Any
@@ -49,6 +56,7 @@ class Problem(NamedTuple):
     dispersion: Float[Array, "*d"]
     offset: Array | None
     observed: Array | None
+    constant: Float[Array, " n"]
 
 
 class Decoder(NamedTuple):
@@ -100,16 +108,45 @@ class Summary(NamedTuple):
     mean: Float[Array, " k"]
 
 
+def problem_of(
+    x: Array, family: Any, beta: Array, dispersion: Array, offset: Array | None = None, observed: Array | None = None
+) -> Problem:
+    """The problem with its constants, which are computed once, block by block."""
+    problem = Problem(x, family, beta, dispersion, offset, observed, jnp.zeros(x.shape[0], x.dtype))
+    return problem._replace(constant=_constants(problem))
+
+
+@jax.jit
+def _constants(problem: Problem) -> Float[Array, " n"]:
+    num_rows = problem.x.shape[0]
+    size, num_blocks = _blocks(problem)
+
+    def body(i: Array, constants: Array) -> Array:
+        start = jnp.minimum(i * size, num_rows - size)
+        block = block_of(problem, start, size)
+        values = jnp.broadcast_to(block.family.expected_terms_constant(block.x, block.dispersion), block.x.shape)
+        if block.observed is not None:
+            values = jnp.where(block.observed, values, 0.0)
+        return jax.lax.dynamic_update_slice_in_dim(constants, jnp.sum(values, axis=1), start, 0)
+
+    return jax.lax.fori_loop(0, num_blocks, body, problem.constant)
+
+
 def block_of(problem: Problem, start: Array, size: int) -> Problem:
-    """``size`` rows from ``start``; whatever has one value an entry is cut alike, the family's trials too."""
+    """``size`` rows from ``start``."""
+    return _cut(problem, lambda leaf: jax.lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size))
+
+
+def _rows_of(problem: Problem, rows: Array) -> Problem:
+    """The rows of these numbers."""
+    return _cut(problem, lambda leaf: jnp.asarray(leaf)[rows])
+
+
+def _cut(problem: Problem, part: Callable[[Any], Array]) -> Problem:
+    """Whatever has one value an entry is cut alike, the family's trials too."""
     shape = problem.x.shape
-
-    def cut(leaf: Any) -> Any:
-        if jnp.ndim(leaf) == 2 and jnp.shape(leaf) == shape:
-            return jax.lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size)
-        return leaf
-
-    return jax.tree.map(cut, problem)
+    cut = jax.tree.map(lambda leaf: part(leaf) if jnp.ndim(leaf) == 2 and jnp.shape(leaf) == shape else leaf, problem)
+    return cut._replace(constant=part(problem.constant))
 
 
 def block_size(rows: int, columns: int) -> int:
@@ -190,7 +227,7 @@ def _evaluate(decoder: Decoder, problem: Problem, q: RowPosteriors) -> Terms:
         value, gradient, weight = (jnp.where(problem.observed, a, 0.0) for a in (value, gradient, weight))
     trace = jnp.trace(q.covariance, axis1=1, axis2=2)
     kl = 0.5 * (trace - q.log_det + jnp.sum(q.mean**2, axis=1) - q.mean.shape[1])
-    elbo = jnp.sum(value, axis=1) - problem.beta * kl
+    elbo = jnp.sum(value, axis=1) + problem.constant - problem.beta * kl
     return Terms(gradient, weight, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
 
 
@@ -198,34 +235,69 @@ def _pick(take: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(jnp.reshape(take, (-1,) + (1,) * (a.ndim - 1)), a, b), new, old)
 
 
+class _Target(NamedTuple):
+    """Where a full step goes: its precision, and W' g / beta - mu."""
+
+    precision: Float[Array, "n k k"]
+    ahead: Float[Array, "n k"]
+
+
 def _improve(decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms) -> tuple[RowPosteriors, Terms]:
     """One natural-gradient step of every row, shorter where the row's ELBO would fall.
 
     The new precision is a P + (1 - a) S^-1, P the one that the weights call for, S the old covariance: a = 1, then what
     lies between the two on a logarithmic scale, so that an S that is too narrow by orders of magnitude widens by half
-    of them; then shorter and shorter.
+    of them; then shorter and shorter. Only rows that need it are tried again, a quarter of them at a time.
     """
     precision, share = _precision(decoder, at_q.weight, problem.beta)
-    ahead = share * (at_q.gradient @ decoder.loadings) / problem.beta - q.mean
-    slack = _ROUNDING * jnp.finfo(q.mean.dtype).eps
+    target = _Target(precision, share * (at_q.gradient @ decoder.loadings) / problem.beta - q.mean)
+    new, new_terms, better = _step(decoder, problem, q, at_q, target, jnp.ones(q.mean.shape[0], q.mean.dtype))
+    num_rows = q.mean.shape[0]
+    size = min(num_rows, max(_FEW, num_rows // 4))
+
+    def some(carry: tuple) -> tuple:
+        kept, terms, done = carry
+        these = jnp.argsort(done)[:size]  # first those that are not done
+        before, at_before, to = jax.tree.map(lambda leaf: leaf[these], (q, at_q, target))
+        found, found_terms = _shorter(decoder, _rows_of(problem, these), before, at_before, to)
+        place = jnp.where(done[these], num_rows, these)  # the others are not written
+        put = partial(jax.tree.map, lambda old, new: old.at[place].set(new, mode="drop"))
+        return put(kept, found), put(terms, found_terms), done.at[these].set(True)
+
+    carry = (_pick(better, new, q), _pick(better, new_terms, at_q), better)
+    kept, terms, _ = jax.lax.while_loop(lambda c: ~jnp.all(c[2]), some, carry)
+    return kept, terms
+
+
+def _step(
+    decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms, target: _Target, length: Array
+) -> tuple[RowPosteriors, Terms, Array]:
+    """The step to that precision and that far ahead, and whether it is not worse."""
+    covariance, log_det = symmetric_inverse(target.precision)
+    mean = q.mean + length[:, None] * jnp.einsum("nkl,nl->nk", covariance, target.ahead)
+    new = RowPosteriors(mean, covariance, -log_det)
+    terms = _evaluate(decoder, problem, new)
+    slack = _ROUNDING * jnp.finfo(q.mean.dtype).eps * jnp.abs(at_q.elbo)
+    return new, terms, (terms.elbo >= at_q.elbo - slack) & jnp.isfinite(terms.elbo)
+
+
+def _shorter(
+    decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms, target: _Target
+) -> tuple[RowPosteriors, Terms]:
+    """The first of the shorter steps that is not worse, row by row; q where none is."""
+    old, _ = symmetric_inverse(q.covariance)
+    ratio = jnp.trace(target.precision, axis1=1, axis2=2) / jnp.maximum(jnp.trace(old, axis1=1, axis2=2), 1e-30)
 
     def again(carry: tuple) -> tuple:
         tries, kept, terms, done = carry
-        # the full step has nothing of the old precision
-        old = jax.lax.cond(tries > 0, lambda: symmetric_inverse(q.covariance)[0], lambda: jnp.zeros_like(precision))
-        ratio = jnp.trace(precision, axis1=1, axis2=2) / jnp.maximum(jnp.trace(old, axis1=1, axis2=2), 1e-30)
-        kept_part = jnp.where(tries > 0, jnp.minimum(ratio, 1.0) ** (0.5**tries) * 2.0 ** (tries - 1), 0.0)
+        kept_part = jnp.minimum(ratio, 1.0) ** (0.5**tries) * 2.0 ** (tries - 1)
         length = (1 / (1 + kept_part)).astype(q.mean.dtype)
-        target = length[:, None, None] * precision + (length * kept_part)[:, None, None] * old
-        covariance, log_det = symmetric_inverse(target)
-        mean = q.mean + length[:, None] * jnp.einsum("nkl,nl->nk", covariance, ahead)
-        new = RowPosteriors(mean, covariance, -log_det)
-        new_terms = _evaluate(decoder, problem, new)
-        better = (new_terms.elbo >= at_q.elbo - slack * jnp.abs(at_q.elbo)) & jnp.isfinite(new_terms.elbo)
+        between = length[:, None, None] * target.precision + (length * kept_part)[:, None, None] * old
+        new, new_terms, better = _step(decoder, problem, q, at_q, target._replace(precision=between), length)
         take = ~done & better
         return tries + 1, _pick(take, new, kept), _pick(take, new_terms, terms), done | better
 
-    carry = (jnp.zeros((), q.mean.dtype), q, at_q, jnp.zeros(q.mean.shape[0], bool))
+    carry = (jnp.ones((), q.mean.dtype), q, at_q, jnp.zeros(q.mean.shape[0], bool))
     carry = jax.lax.while_loop(lambda c: (c[0] < _TRIES) & ~jnp.all(c[3]), again, carry)
     return carry[1], carry[2]
 

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from glmvae import _checks
 from glmvae._ascent import State, ascend, at_decoder, null_decoder, principal_axes, prune, safe_start, wake
 from glmvae._jaakkola import ColumnRound, LogisticBound, column_null, column_round, is_logistic
-from glmvae._rows import Decoder, Problem, RowPosteriors, best_rows, mean_elbo
+from glmvae._rows import Decoder, Problem, RowPosteriors, best_rows, mean_elbo, problem_of
 from glmvae.families import Binomial, Family
 from glmvae.moments import Moments, moments
 from glmvae.optimum import Posterior
@@ -250,7 +250,7 @@ def _by_column(
             break
     elbo = None
     if not isinstance(x, Moments):
-        problem = Problem(x, family, beta, phi, None, None)
+        problem = problem_of(x, family, beta, phi)
         elbo = mean_elbo(Decoder(now.loadings, now.intercept), problem, _shared(now, x))
     return RefinedOptimum(
         loadings=now.loadings,
@@ -377,7 +377,7 @@ def _problem(
         offset = _checks.finite(_checks.numeric(offset, "offset"), "offset").astype(dtype)
         if offset.shape not in ((columns,), x.shape):
             raise ValueError(f"offset: expected shape ({columns},) or {x.shape}, got shape {offset.shape}")
-    return Problem(x, family, optimum.beta, optimum.dispersion, offset, observed), mean
+    return problem_of(x, family, optimum.beta, optimum.dispersion, offset, observed), mean
 
 
 @contextlib.contextmanager

@@ -3,18 +3,33 @@
 Tests take the fixture ``dtype``. A test marked ``float64`` states a claim that only double precision can show; in
 float32 it is not collected, so nothing is skipped; nor is one marked ``any_precision``, which decides its own or needs
 none, so once is enough. GLMVAE_TEST_TYPES=1 checks every jaxtyping annotation at run time.
+
+Nearly all of the suite's time is compilation, so XLA compiles quickly, to slower programs. XLA_FLAGS set by hand, if
+only to nothing, is left alone.
 """
 
+import importlib.metadata
 import os
 
+PRECISION = os.environ.get("GLMVAE_TEST_PRECISION", "float64")
+if PRECISION not in ("float32", "float64"):
+    raise ValueError(f"GLMVAE_TEST_PRECISION: expected float32 or float64, got {PRECISION!r}")
+
+QUICK_COMPILATION = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions refuse the switch
+    QUICK_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILATION))  # before jax is imported
+
+# ruff: noqa: E402
 import jax
 import jax.numpy as jnp
 import pytest
 from hypothesis import HealthCheck, settings
 
-PRECISION = os.environ.get("GLMVAE_TEST_PRECISION", "float64")
-if PRECISION not in ("float32", "float64"):
-    raise ValueError(f"GLMVAE_TEST_PRECISION: expected float32 or float64, got {PRECISION!r}")
 jax.config.update("jax_enable_x64", PRECISION == "float64")
 os.environ.setdefault("MPLBACKEND", "Agg")
 

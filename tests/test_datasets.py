@@ -20,6 +20,7 @@ import pytest
 import scipy.io
 import scipy.special
 import sklearn.datasets
+from data_files import needs, needs_frey
 
 from glmvae import datasets
 from glmvae.families import Bernoulli, Binomial
@@ -640,13 +641,7 @@ def test_the_cache_folder_needs_pooch(monkeypatch):
 # ------------------------------------------------------------------------------ the real files, if present
 
 
-def real(*names):
-    folder = os.environ.get("GLMVAE_DATA_DIR")
-    present = bool(folder) and all(Path(folder, name).is_file() for name in names)
-    return pytest.mark.skipif(not present, reason="GLMVAE_DATA_DIR does not hold the files")
-
-
-@real(*MNIST_FILES)
+@needs(*MNIST_FILES)
 def test_the_real_mnist():
     data = datasets.load("mnist", download=False)  # the hashes are checked on the way
     assert data.train.shape == (60000, 784)
@@ -662,7 +657,7 @@ def test_the_real_mnist():
     assert data.train.mean() == pytest.approx(0.1307, abs=1e-4)  # the constant everybody normalises with
 
 
-@real(FREY_FILE)
+@needs_frey
 def test_the_real_frey():
     data = datasets.load("frey", download=False)
     assert data.train.shape == (1316, 560)

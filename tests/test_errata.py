@@ -1,12 +1,10 @@
 """Where the paper as printed does not hold: each test passes on the library and fails on the printed formula."""
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data_files import needs_frey
 from dense_reference import MODELS, draw, gaussian_profile
 
 from glmvae import (
@@ -141,13 +139,8 @@ def test_b3_the_encoder_bias_has_a_minus(name, dtype):
     assert start(o, x, MODELS[name].family, -1) > start(o, x, MODELS[name].family, 1) + 0.05
 
 
-FREY = os.environ.get("GLMVAE_DATA_DIR", "")
-
-
 @pytest.mark.any_precision
-@pytest.mark.skipif(
-    not (FREY and (Path(FREY) / "frey_rawface.mat").exists()), reason="GLMVAE_DATA_DIR holds no frey_rawface.mat"
-)
+@needs_frey
 def test_b3_on_frey_faces(dtype):
     """With the affine decoder the printed sign starts 112 nats a face lower."""
     x = datasets.frey(download=False).train.astype(dtype)

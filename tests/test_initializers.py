@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data_files import needs_frey
 from flax import nnx
 
 from glmvae import datasets, elbo_exact, elbo_monte_carlo, fit, initializers, monitor, nets, posterior
@@ -284,6 +285,7 @@ def test_errors_name_the_width_and_the_optimum(dtype):
 
 
 @pytest.mark.any_precision
+@needs_frey
 @ARCHITECTURES
 def test_the_three_starts_on_frey_faces(architecture):
     """The paper's comparison at its full size, in float32: kappa = 2, beta = 1, Bernoulli."""

@@ -93,6 +93,7 @@ def methods(f, x, eta, phi):
     return {
         "link": f.link(f.mean(eta)),
         "expected": f.expected_terms(x, mean, variance, phi),
+        "constant": f.expected_terms_constant(x, phi),
         "gradient": f.expected_gradient(x, mean, variance, phi),
         "weight": f.expected_weight(x, mean, variance, phi),
         "log_normalizer": f.log_normalizer(f.natural_parameter(eta)),

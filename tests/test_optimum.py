@@ -1,13 +1,12 @@
 """The closed form against a dense reference, its own objective, scikit-learn, and a brute-force dispersion."""
 
-import os
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data_files import needs_frey
 from dense_reference import MODELS, best_gaussian_dispersion, draw, expansion_point, gaussian_profile, profile
 from dense_reference import fit as dense_fit
 from hypothesis import given
@@ -114,10 +113,6 @@ def test_a_custom_poisson_is_poisson(dtype):
 
 # Frey ------------------------------------------------------------------------------------------------------
 
-FREY = os.environ.get("GLMVAE_DATA_DIR", "")
-needs_frey = pytest.mark.skipif(
-    not (FREY and (Path(FREY) / "frey_rawface.mat").exists()), reason="GLMVAE_DATA_DIR holds no frey_rawface.mat"
-)
 # Quoted to three decimals.
 FREY_TOLERANCE = 1e-3
 

@@ -17,11 +17,11 @@ from glmvae._jaakkola import log_two_cosh, omega
 from glmvae._logistic_mixture import expected_logistic
 from glmvae._rows import (
     Decoder,
-    Problem,
     best_rows,
     mean_elbo,
     no_change,
     pass_over_rows,
+    problem_of,
     starting_rows,
     symmetric_inverse,
 )
@@ -101,7 +101,7 @@ def _sparse_counts():
     rng = np.random.default_rng(0)
     decoder = Decoder(jnp.asarray(30.0 * rng.normal(size=(D, K))), jnp.full(D, -30.0))
     x = rng.poisson(rng.gamma(0.3, 30.0, size=(N, D)) * (rng.random((N, D)) < 0.3)).astype(float)
-    return decoder, Problem(jnp.asarray(x), Poisson(), jnp.ones(()), jnp.ones(()), None, None)
+    return decoder, problem_of(jnp.asarray(x), Poisson(), jnp.ones(()), jnp.ones(()))
 
 
 @pytest.mark.float64
@@ -443,11 +443,9 @@ def test_memory_does_not_grow_with_the_rows(dtype):
     family, columns, units = Bernoulli(), 300, 3
 
     def temporaries(rows):
-        problem = Problem(
-            *(jnp.zeros((rows, columns), dtype), family, jnp.ones((), dtype), jnp.ones((), dtype), None, None)
-        )
+        problem = problem_of(jnp.zeros((rows, columns), dtype), family, jnp.ones((), dtype), jnp.ones((), dtype))
         decoder = Decoder(jnp.ones((columns, units), dtype), jnp.zeros(columns, dtype))
-        small = problem._replace(x=problem.x[:1])
+        small = problem._replace(x=problem.x[:1], constant=problem.constant[:1])
         q = jax.tree.map(lambda a: jnp.zeros((rows, *a.shape[1:]), dtype), starting_rows(decoder, small))
         compiled = pass_over_rows.lower(decoder, problem, q, no_change(units, dtype), jnp.asarray(1)).compile()
         state = sum(a.nbytes for a in q)

@@ -195,13 +195,17 @@ class Family:
     ) -> tuple[Array, Array, Array]:
         """(:meth:`expected_log_prob`, :meth:`expected_gradient`, :meth:`expected_weight`): what an ascent asks for.
 
-        A family may take the three from one quadrature.
+        A family may take the three from one quadrature, and leave :meth:`expected_terms_constant` out of the first.
         """
         return (
             self.expected_log_prob(x, mean, variance, dispersion),
             self.expected_gradient(x, mean, variance, dispersion),
             self.expected_weight(x, mean, variance, dispersion),
         )
+
+    def expected_terms_constant(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
+        """What :meth:`expected_terms` leaves out of E log p: a function of x that costs more than the rest, or 0."""
+        return jnp.zeros_like(x)
 
     def expansion_constant(
         self, mean: Array, variance: ArrayLike, statistic: Array, eta0: Array, dispersion: Array

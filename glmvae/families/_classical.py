@@ -160,9 +160,12 @@ class Binomial(Family):
         m = scale * mean
         excess, tail, slope = expected_logistic(m, scale**2 * variance)
         kink = x * jnp.maximum(-m, 0.0) + (n - x) * jnp.maximum(m, 0.0)
-        value = -(kink + n * excess) / dispersion + self.log_base_measure(x)
+        value = -(kink + n * excess) / dispersion
         gradient = scale * jnp.where(m > 0, n * tail - (n - x), x - n * tail) / dispersion
         return value, gradient, n * scale**2 * slope / dispersion
+
+    def expected_terms_constant(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
+        return self.log_base_measure(x)
 
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
         p = sigmoid(self.natural_parameter(eta))
@@ -234,6 +237,16 @@ class Poisson(Family):
 
     def expected_weight(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
         return self._scale(mean) ** 2 * self._expected_rate(mean, variance) / dispersion
+
+    def expected_terms(
+        self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0
+    ) -> tuple[Array, Array, Array]:
+        scale, rate = self._scale(mean), self._expected_rate(mean, variance)
+        value = (x * scale * mean - rate) / dispersion
+        return value, scale * (x - rate) / dispersion, scale**2 * rate / dispersion
+
+    def expected_terms_constant(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
+        return self.log_base_measure(x)
 
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
         rate = self.mean(eta)

@@ -259,9 +259,12 @@ class NegativeBinomial(Family):
         scale, m, r = self._scale(mean), self._logit(mean), self._size(x)
         excess, tail, slope = expected_logistic(m, scale**2 * variance)
         kink = x * jnp.maximum(-m, 0.0) + r * jnp.maximum(m, 0.0)
-        value = -(kink + (x + r) * excess) / dispersion + self.log_base_measure(x)
+        value = -(kink + (x + r) * excess) / dispersion
         gradient = scale * jnp.where(m > 0, (x + r) * tail - r, x - (x + r) * tail) / dispersion
         return value, gradient, scale**2 * (x + r) * slope / dispersion
+
+    def expected_terms_constant(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
+        return self.log_base_measure(x)
 
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
         odds = jnp.exp(self._logit(eta))

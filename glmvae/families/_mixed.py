@@ -185,6 +185,9 @@ class Mixed(Family):
         values, gradients, weights = zip(*(family.expected_terms(*p) for family, *p in parts), strict=True)
         return self.join(values), self.join(gradients), self.join(weights)
 
+    def expected_terms_constant(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
+        return self._each("expected_terms_constant", x, dispersion)
+
     def expansion_constant(
         self, mean: Array, variance: ArrayLike, statistic: Array, eta0: Array, dispersion: Array
     ) -> Array:
