@@ -22,7 +22,9 @@ QUICK_COMPILATION = [
 ]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions refuse the switch
     QUICK_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILATION))  # before jax is imported
+# Before jax is imported
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILATION))
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 # ruff: noqa: E402
 import jax
