@@ -17,17 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from glmvae._rows import (
-    Decoder,
-    Problem,
-    RowPosteriors,
-    Standardisation,
-    Summary,
-    best_rows,
-    gradient_moments,
-    no_change,
-    pass_over_rows,
-)
+from glmvae._pass import Standardisation, Summary, gradient_moments, no_change, pass_over_rows
+from glmvae._problem import Problem
+from glmvae._rows import Decoder, RowPosteriors, best_rows
 from glmvae._starts import STARTS, closed_form_start, null_intercept
 
 # Steps of the past that an extrapolation looks at, and the rounding it allows for in their products.

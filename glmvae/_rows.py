@@ -1,4 +1,4 @@
-"""Posteriors row by row, and one pass over the data that improves them and sums up what the decoder needs.
+"""Posteriors row by row: for a given decoder, the q of every row that maximises its ELBO.
 
 For eta_i = W z_i + b + offset_i and q_i = N(mu_i, Sigma_i), with m_ij, v_ij the mean and variance of eta_ij,
 
@@ -6,22 +6,13 @@ For eta_i = W z_i + b + offset_i and q_i = N(mu_i, Sigma_i), with m_ij, v_ij the
     Sigma_i = (I + W' diag(w_i) W / beta)^-1,     mu_i <- mu_i + Sigma_i (W' g_i / beta - mu_i)
 
 is a natural-gradient step of length 1 whose fixed point is the best q_i. Rows whose ELBO would fall take a shorter
-one. Then (W, b) of column j move by one step of weighted least squares: A_j^-1 s_j with
+one.
 
-    A_j = sum_i w_ij E z~ z~',     s_j = d/d(W_j, b_j) sum_i E log p(x_ij),     z~ = (z, 1).
-
-Last, z is standardised: with c = mean mu and T T' = mean E zz' - c c', the change z -> T^-1 (z - c), W -> W T,
-b -> b + W c leaves every eta as it is and lowers the KL divergence. Without it a decoder whose posteriors are narrow
-would grow to its size in many small steps (parameter expansion; Liu, Rubin and Wu 1998).
-
-The pass goes over blocks of rows and keeps only q and these sums. No LAPACK: the small inverses are swept, many at
-once, which neither waits nor hangs.
+No LAPACK: the small inverses are swept, many at once, which neither waits nor hangs.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import DTypeLike
 from jaxtyping import Float
 
-# Entries (rows times columns) a block: the temporaries of a pass are a few dozen times that.
-_BLOCK_ENTRIES = 1 << 18
+from glmvae._problem import Problem, block_of, blocks, rows_of
+
 # Lengths of a step that are tried.
 _TRIES = 12
 # Rows that are tried together, at least.
@@ -42,21 +32,6 @@ _FEW = 16
 _WIDEST = 0.1
 # Rounding units of a row's ELBO by which it may seem to fall.
 _ROUNDING = 16
-
-
-class Problem(NamedTuple):
-    """What stays fixed: data and model. ``offset`` is None, (d,) or (N, d); ``observed`` None or (N, d), bool.
-
-    ``constant`` is what ``family.expected_terms`` leaves out, summed over the row; see :func:`problem_of`.
-    """
-
-    x: Float[Array, "n d"]
-    family: Any
-    beta: Float[Array, ""]
-    dispersion: Float[Array, "*d"]
-    offset: Array | None
-    observed: Array | None
-    constant: Float[Array, " n"]
 
 
 class Decoder(NamedTuple):
@@ -80,78 +55,6 @@ class Terms(NamedTuple):
     gradient: Float[Array, "n d"]
     weight: Float[Array, "n d"]
     elbo: Float[Array, " n"]
-
-
-class Standardisation(NamedTuple):
-    """z -> T^-1 (z - c): ``inverse`` T^-1, ``shift`` c, ``log_det`` log|T|."""
-
-    inverse: Float[Array, "k k"]
-    shift: Float[Array, " k"]
-    log_det: Float[Array, ""]
-
-
-class Summary(NamedTuple):
-    """Of one pass: mean ELBO, and what to do next.
-
-    ``plain`` is the step of (W, b) by weighted least squares, ``step`` the same with z standardised after it by
-    ``change``, ``gain`` what both are predicted to gain, ``metric`` that of the least squares; ``weight`` and ``mean``
-    are the means of w and mu over the rows.
-    """
-
-    elbo: Float[Array, ""]
-    plain: Decoder
-    step: Decoder
-    change: Standardisation
-    gain: Float[Array, ""]
-    metric: Float[Array, "d k1"]
-    weight: Float[Array, " d"]
-    mean: Float[Array, " k"]
-
-
-def problem_of(
-    x: Array, family: Any, beta: Array, dispersion: Array, offset: Array | None = None, observed: Array | None = None
-) -> Problem:
-    """The problem with its constants, which are computed once, block by block."""
-    problem = Problem(x, family, beta, dispersion, offset, observed, jnp.zeros(x.shape[0], x.dtype))
-    return problem._replace(constant=_constants(problem))
-
-
-@jax.jit
-def _constants(problem: Problem) -> Float[Array, " n"]:
-    num_rows = problem.x.shape[0]
-    size, num_blocks = _blocks(problem)
-
-    def body(i: Array, constants: Array) -> Array:
-        start = jnp.minimum(i * size, num_rows - size)
-        block = block_of(problem, start, size)
-        values = jnp.broadcast_to(block.family.expected_terms_constant(block.x, block.dispersion), block.x.shape)
-        if block.observed is not None:
-            values = jnp.where(block.observed, values, 0.0)
-        return jax.lax.dynamic_update_slice_in_dim(constants, jnp.sum(values, axis=1), start, 0)
-
-    return jax.lax.fori_loop(0, num_blocks, body, problem.constant)
-
-
-def block_of(problem: Problem, start: Array, size: int) -> Problem:
-    """``size`` rows from ``start``."""
-    return _cut(problem, lambda leaf: jax.lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size))
-
-
-def _rows_of(problem: Problem, rows: Array) -> Problem:
-    """The rows of these numbers."""
-    return _cut(problem, lambda leaf: jnp.asarray(leaf)[rows])
-
-
-def _cut(problem: Problem, part: Callable[[Any], Array]) -> Problem:
-    """Whatever has one value an entry is cut alike, the family's trials too."""
-    shape = problem.x.shape
-    cut = jax.tree.map(lambda leaf: part(leaf) if jnp.ndim(leaf) == 2 and jnp.shape(leaf) == shape else leaf, problem)
-    return cut._replace(constant=part(problem.constant))
-
-
-def block_size(rows: int, columns: int) -> int:
-    """Rows a block."""
-    return max(1, min(rows, _BLOCK_ENTRIES // columns))
 
 
 def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k k"], Float[Array, " n"]]:
@@ -187,7 +90,7 @@ def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k 
     return jnp.moveaxis(inverse, -1, 0), log_det
 
 
-def _pairs(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pairs(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row and column index of the upper triangle, and where in it each entry of the full matrix lies."""
     upper = np.triu_indices(size)
     where = np.zeros((size, size), int)
@@ -198,7 +101,7 @@ def _pairs(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _predictor(decoder: Decoder, problem: Problem, mean: Array, covariance: Array) -> tuple[Array, Array]:
     """m and v of every entry."""
-    first, second, _ = _pairs(mean.shape[1])
+    first, second, _ = pairs(mean.shape[1])
     double = jnp.asarray(np.where(first == second, 1.0, 2.0), mean.dtype)
     loadings = decoder.loadings
     m = mean @ loadings.T + decoder.intercept
@@ -211,7 +114,7 @@ def _predictor(decoder: Decoder, problem: Problem, mean: Array, covariance: Arra
 def _precision(decoder: Decoder, weight: Array, beta: Array) -> tuple[Array, Array]:
     """a W' diag(w) W / beta + I, and the a of every row: 1, or less where the posterior would be too narrow for the
     rounding, as happens far from any optimum."""
-    first, second, where = _pairs(decoder.loadings.shape[1])
+    first, second, where = pairs(decoder.loadings.shape[1])
     packed = (weight / beta) @ (decoder.loadings[:, first] * decoder.loadings[:, second])
     most = _WIDEST / jnp.finfo(weight.dtype).eps
     share = most / jnp.maximum(jnp.sum(packed[:, np.flatnonzero(first == second)], axis=1), most)
@@ -219,7 +122,8 @@ def _precision(decoder: Decoder, weight: Array, beta: Array) -> tuple[Array, Arr
     return packed[:, where] + jnp.eye(decoder.loadings.shape[1], dtype=weight.dtype), share[:, None]
 
 
-def _evaluate(decoder: Decoder, problem: Problem, q: RowPosteriors) -> Terms:
+def evaluate(decoder: Decoder, problem: Problem, q: RowPosteriors) -> Terms:
+    """The terms under q."""
     m, v = _predictor(decoder, problem, q.mean, q.covariance)
     family, x, phi = problem.family, problem.x, problem.dispersion
     value, gradient, weight = (jnp.broadcast_to(a, x.shape) for a in family.expected_terms(x, m, v, phi))
@@ -231,7 +135,8 @@ def _evaluate(decoder: Decoder, problem: Problem, q: RowPosteriors) -> Terms:
     return Terms(gradient, weight, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
 
 
-def _pick(take: Array, new: Any, old: Any) -> Any:
+def pick(take: Array, new: Any, old: Any) -> Any:
+    """The new rows where ``take``, else the old."""
     return jax.tree.map(lambda a, b: jnp.where(jnp.reshape(take, (-1,) + (1,) * (a.ndim - 1)), a, b), new, old)
 
 
@@ -242,7 +147,7 @@ class _Target(NamedTuple):
     ahead: Float[Array, "n k"]
 
 
-def _improve(decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms) -> tuple[RowPosteriors, Terms]:
+def improve(decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms) -> tuple[RowPosteriors, Terms]:
     """One natural-gradient step of every row, shorter where the row's ELBO would fall.
 
     The new precision is a P + (1 - a) S^-1, P the one that the weights call for, S the old covariance: a = 1, then what
@@ -259,12 +164,12 @@ def _improve(decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms) 
         kept, terms, done = carry
         these = jnp.argsort(done)[:size]  # first those that are not done
         before, at_before, to = jax.tree.map(lambda leaf: leaf[these], (q, at_q, target))
-        found, found_terms = _shorter(decoder, _rows_of(problem, these), before, at_before, to)
+        found, found_terms = _shorter(decoder, rows_of(problem, these), before, at_before, to)
         place = jnp.where(done[these], num_rows, these)  # the others are not written
         put = partial(jax.tree.map, lambda old, new: old.at[place].set(new, mode="drop"))
         return put(kept, found), put(terms, found_terms), done.at[these].set(True)
 
-    carry = (_pick(better, new, q), _pick(better, new_terms, at_q), better)
+    carry = (pick(better, new, q), pick(better, new_terms, at_q), better)
     kept, terms, _ = jax.lax.while_loop(lambda c: ~jnp.all(c[2]), some, carry)
     return kept, terms
 
@@ -276,7 +181,7 @@ def _step(
     covariance, log_det = symmetric_inverse(target.precision)
     mean = q.mean + length[:, None] * jnp.einsum("nkl,nl->nk", covariance, target.ahead)
     new = RowPosteriors(mean, covariance, -log_det)
-    terms = _evaluate(decoder, problem, new)
+    terms = evaluate(decoder, problem, new)
     slack = _ROUNDING * jnp.finfo(q.mean.dtype).eps * jnp.abs(at_q.elbo)
     return new, terms, (terms.elbo >= at_q.elbo - slack) & jnp.isfinite(terms.elbo)
 
@@ -295,7 +200,7 @@ def _shorter(
         between = length[:, None, None] * target.precision + (length * kept_part)[:, None, None] * old
         new, new_terms, better = _step(decoder, problem, q, at_q, target._replace(precision=between), length)
         take = ~done & better
-        return tries + 1, _pick(take, new, kept), _pick(take, new_terms, terms), done | better
+        return tries + 1, pick(take, new, kept), pick(take, new_terms, terms), done | better
 
     carry = (jnp.ones((), q.mean.dtype), q, at_q, jnp.zeros(q.mean.shape[0], bool))
     carry = jax.lax.while_loop(lambda c: (c[0] < _TRIES) & ~jnp.all(c[3]), again, carry)
@@ -318,18 +223,12 @@ def starting_rows(decoder: Decoder, problem: Problem) -> RowPosteriors:
     return RowPosteriors(jnp.zeros((x.shape[0], decoder.loadings.shape[1]), x.dtype), covariance, -log_det)
 
 
-def _blocks(problem: Problem) -> tuple[int, int]:
-    rows, columns = problem.x.shape
-    size = block_size(rows, columns)
-    return size, math.ceil(rows / size)
-
-
 @jax.jit
 def best_rows(decoder: Decoder, problem: Problem, tolerance: Array, max_steps: Array) -> RowPosteriors:
     """The best q of every row for a fixed decoder: steps until no row of the block gains more than ``tolerance``."""
     num_rows = problem.x.shape[0]
     units, dtype = decoder.loadings.shape[1], problem.x.dtype
-    size, num_blocks = _blocks(problem)
+    size, num_blocks = blocks(problem)
 
     def body(i: Array, rows: RowPosteriors) -> RowPosteriors:
         start = jnp.minimum(i * size, num_rows - size)
@@ -342,131 +241,13 @@ def best_rows(decoder: Decoder, problem: Problem, tolerance: Array, max_steps: A
 
         def step(carry: tuple) -> tuple:
             steps, q, terms, _ = carry
-            new, new_terms = _improve(decoder, block, q, terms)
+            new, new_terms = improve(decoder, block, q, terms)
             gain = jnp.where(jnp.isfinite(new_terms.elbo), new_terms.elbo - terms.elbo, 0.0)
             return steps + 1, new, new_terms, gain
 
-        carry = (jnp.asarray(0), q, _evaluate(decoder, block, q), jnp.zeros(size, dtype))
+        carry = (jnp.asarray(0), q, evaluate(decoder, block, q), jnp.zeros(size, dtype))
         q = jax.lax.while_loop(go_on, step, carry)[1]
         return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), rows, q)
 
     shapes = ((num_rows, units), (num_rows, units, units), (num_rows,))
     return jax.lax.fori_loop(0, num_blocks, body, RowPosteriors(*(jnp.zeros(s, dtype) for s in shapes)))
-
-
-@jax.jit
-def pass_over_rows(
-    decoder: Decoder, problem: Problem, rows: RowPosteriors, change: Standardisation, steps: Array
-) -> tuple[RowPosteriors, Summary]:
-    """``steps`` steps of every q from the changed ``rows``, and the step of (W, b) that the result calls for."""
-    num_rows, columns = problem.x.shape
-    units = decoder.loadings.shape[1]
-    dtype = problem.x.dtype
-    size, num_blocks = _blocks(problem)
-    first, second, where = _pairs(units + 1)
-
-    def body(i: Array, carry: tuple) -> tuple:
-        rows, elbo, gram, score, spread = carry
-        start = jnp.minimum(i * size, num_rows - size)
-        block = block_of(problem, start, size)
-        # The last block is as long as the others; rows it shares with the one before are not counted again.
-        new_rows = jnp.arange(size) + start >= i * size
-        old = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), rows)
-
-        changed = RowPosteriors(
-            (old.mean - change.shift) @ change.inverse.T,
-            jnp.einsum("ak,nkl,bl->nab", change.inverse, old.covariance, change.inverse),
-            old.log_det - 2 * change.log_det,
-        )
-
-        def step(_: Array, carry: tuple) -> tuple:
-            return _improve(decoder, block, *carry)
-
-        q, terms = jax.lax.fori_loop(0, steps, step, (changed, _evaluate(decoder, block, changed)))
-        q = _pick(new_rows, q, old)
-        rows = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), rows, q)
-
-        counted = new_rows.astype(dtype)[:, None]
-        weight, gradient = terms.weight * counted, terms.gradient * counted
-        mean = jnp.concatenate([q.mean, jnp.ones((size, 1), dtype)], axis=1)
-        second_moment = jnp.pad(q.covariance, ((0, 0), (0, 1), (0, 1))) + mean[:, :, None] * mean[:, None]
-        second_moment = second_moment[:, first, second]
-        gram = gram + weight.T @ second_moment
-        spread = spread + counted[:, 0] @ second_moment / num_rows
-        linear = q.mean @ decoder.loadings.T  # m less intercept and offset
-        score = score + (gradient + weight * linear).T @ mean
-        elbo = elbo + jnp.sum(jnp.where(new_rows, terms.elbo, 0.0)) / num_rows
-        return rows, elbo, gram, score, spread
-
-    carry = (
-        rows,
-        jnp.zeros((), dtype),
-        jnp.zeros((columns, len(first)), dtype),
-        jnp.zeros((columns, units + 1), dtype),
-        jnp.zeros(len(first), dtype),
-    )
-    rows, elbo, gram, score, spread = jax.lax.fori_loop(0, num_blocks, body, carry)
-    gram = gram[:, where]
-    # sum w (Sigma W_j + mu mu' W_j) less sum w mu mu' W_j: what the spread of z takes from the gradient
-    score = score - jnp.einsum("dkl,dl->dk", gram[:, :, :units], decoder.loadings)
-    # The same scale in every row and column of the matrix to be swept
-    scale = jnp.sqrt(jnp.diagonal(gram, axis1=1, axis2=2))
-    scale = jnp.where(scale > 0, scale, 1.0)
-    inverse, _ = symmetric_inverse(gram / (scale[:, :, None] * scale[:, None]))
-    scaled = score / scale
-    solved = jnp.einsum("dkl,dl->dk", inverse, scaled)
-    gain = 0.5 * jnp.sum(scaled * solved) / num_rows
-    step = solved / scale
-    plain = Decoder(step[:, :units], step[:, units])
-
-    spread = spread[where]
-    centre, moment = spread[units, :units], spread[:units, :units]
-    root = jnp.linalg.cholesky(moment - jnp.outer(centre, centre))
-    log_det = jnp.sum(jnp.log(jnp.diag(root)))
-    inverse = jax.scipy.linalg.solve_triangular(root, jnp.eye(units, dtype=dtype), lower=True)
-    change = Standardisation(inverse, centre, log_det)
-    moved = decoder.loadings + plain.loadings
-    together = Decoder(moved @ root - decoder.loadings, plain.intercept + moved @ centre)
-    gain = gain + problem.beta * (0.5 * (jnp.trace(moment) - units) - log_det)
-    return rows, Summary(elbo, plain, together, change, gain, scale, gram[:, units, units] / num_rows, centre)
-
-
-def no_change(units: int, dtype: DTypeLike) -> Standardisation:
-    """z as it is."""
-    return Standardisation(jnp.eye(units, dtype=dtype), jnp.zeros(units, dtype), jnp.zeros((), dtype))
-
-
-@jax.jit
-def mean_elbo(decoder: Decoder, problem: Problem, rows: RowPosteriors) -> Float[Array, ""]:
-    """The mean ELBO of given q, in blocks; a covariance may be one for all rows, (1, kappa, kappa)."""
-    num_rows = problem.x.shape[0]
-    size, num_blocks = _blocks(problem)
-
-    def cut(a: Array, start: Array) -> Array:
-        if a.shape[0] == 1:  # one for all rows
-            return jnp.broadcast_to(a, (size, *a.shape[1:]))
-        return jax.lax.dynamic_slice_in_dim(a, start, size)
-
-    def body(i: Array, total: Array) -> Array:
-        start = jnp.minimum(i * size, num_rows - size)
-        q = jax.tree.map(lambda a: cut(a, start), rows)
-        elbo = _evaluate(decoder, block_of(problem, start, size), q).elbo
-        return total + jnp.sum(jnp.where(jnp.arange(size) + start >= i * size, elbo, 0.0)) / num_rows
-
-    return jax.lax.fori_loop(0, num_blocks, body, jnp.zeros((), problem.x.dtype))
-
-
-@jax.jit
-def gradient_moments(decoder: Decoder, problem: Problem, rows: RowPosteriors) -> Float[Array, "d d"]:
-    """The mean over rows of g g': what a further latent unit could explain."""
-    num_rows, columns = problem.x.shape
-    size, num_blocks = _blocks(problem)
-
-    def body(i: Array, total: Array) -> Array:
-        start = jnp.minimum(i * size, num_rows - size)
-        q = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), rows)
-        gradient = _evaluate(decoder, block_of(problem, start, size), q).gradient
-        gradient = jnp.where((jnp.arange(size) + start >= i * size)[:, None], gradient, 0.0)
-        return total + gradient.T @ gradient / num_rows
-
-    return jax.lax.fori_loop(0, num_blocks, body, jnp.zeros((columns, columns), problem.x.dtype))

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from glmvae._rows import Decoder, Problem, _blocks, block_of
+from glmvae._problem import Problem, block_of, blocks
+from glmvae._rows import Decoder
 from glmvae.expansion import working_weight
 
 STARTS = ("zero", "null", "log-response")
@@ -45,7 +46,7 @@ def _predictor(block: Problem, intercept: Array) -> Array:
 def null_intercept(problem: Problem, mean: Float[Array, " d"]) -> Float[Array, " d"]:
     """The intercept-only GLM, by Fisher scoring where an offset or trials per entry leave no closed form."""
     num_rows, columns = problem.x.shape
-    size, num_blocks = _blocks(problem)
+    size, num_blocks = blocks(problem)
     start = problem.family.link(mean)
     start = jnp.where(jnp.isfinite(start), start, 0.0)
     if start.ndim == 2:  # trials per entry
@@ -79,7 +80,7 @@ def null_intercept(problem: Problem, mean: Float[Array, " d"]) -> Float[Array, "
 def closed_form_start(problem: Problem, null: Float[Array, " d"], *, kind: str, latent_dim: int) -> Decoder:
     """One of :data:`STARTS`."""
     num_rows, columns = problem.x.shape
-    size, num_blocks = _blocks(problem)
+    size, num_blocks = blocks(problem)
     eta0 = jnp.zeros_like(null) if kind == "zero" else null
     dtype = problem.x.dtype
 

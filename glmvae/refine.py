@@ -23,7 +23,9 @@ from jaxtyping import Bool, Float
 from glmvae import _checks
 from glmvae._ascent import State, ascend, at_decoder, null_decoder, principal_axes, prune, safe_start, wake
 from glmvae._jaakkola import ColumnRound, LogisticBound, column_null, column_round, is_logistic
-from glmvae._rows import Decoder, Problem, RowPosteriors, best_rows, mean_elbo, problem_of
+from glmvae._pass import mean_elbo
+from glmvae._problem import Problem, problem_of
+from glmvae._rows import Decoder, RowPosteriors, best_rows
 from glmvae.families import Binomial, Family
 from glmvae.moments import Moments, moments
 from glmvae.optimum import Posterior

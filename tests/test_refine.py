@@ -15,16 +15,9 @@ from sklearn.datasets import load_digits
 from glmvae import Moments, Posterior, collapse_onset, elbo_exact, fit, kl_divergence, moments, posterior
 from glmvae._jaakkola import log_two_cosh, omega
 from glmvae._logistic_mixture import expected_logistic
-from glmvae._rows import (
-    Decoder,
-    best_rows,
-    mean_elbo,
-    no_change,
-    pass_over_rows,
-    problem_of,
-    starting_rows,
-    symmetric_inverse,
-)
+from glmvae._pass import mean_elbo, no_change, pass_over_rows
+from glmvae._problem import problem_of
+from glmvae._rows import Decoder, best_rows, starting_rows, symmetric_inverse
 from glmvae._softplus import expected_excess, expected_sigmoid
 from glmvae.families import Bernoulli, Binomial, Gamma, Gaussian, NegativeBinomial, Poisson
 from glmvae.refine import RefinedOptimum, refine, refined_posterior
