@@ -2,14 +2,15 @@
 
 A round is one pass over the data (:mod:`glmvae._rows`) at a proposed (W, b). The proposal extrapolates the last few
 steps (Anderson's method, in the metric of the weighted least squares); where the ELBO does not rise, the plain step is
-taken instead, and where that overshoots, half of it. Only what rises is kept. Its fixed points are the stationary
-points of the ELBO: there every gradient in (W, b) and in every q is 0.
+taken instead. With q fixed the columns of x do not know of each other, so those that overshoot, and only those, take
+half the step, then and in the rounds that follow. Only what rises is kept. Its fixed points are the stationary points
+of the ELBO: there every gradient in (W, b) and in every q is 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,12 @@ _MEMORY = 6
 _RIDGE = {"float64": 1e-11, "float32": 1e-5}
 _LONGEST_PAUSE = 4
 _HALVINGS = 10
+# What caution a step of a column that succeeds takes away, and the rounding units by which it may seem to fall.
+_RELIEF = 0.25
+_ROUNDING = 64
+# Steps of the q for the decoder of a start; enough to tell which of several is the best.
 _ROW_STEPS = 30
+_TELLING_STEPS = 8
 
 
 class State(NamedTuple):
@@ -42,10 +48,10 @@ class State(NamedTuple):
         return float(self.summary.elbo)
 
 
-def at_decoder(decoder: Decoder, problem: Problem, tolerance: float) -> State:
-    """A decoder with the best posteriors for it."""
+def at_decoder(decoder: Decoder, problem: Problem, tolerance: float, steps: int = _ROW_STEPS) -> State:
+    """A decoder with the best posteriors for it, or as good as so many steps make them."""
     dtype = problem.x.dtype
-    rows = best_rows(decoder, problem, jnp.asarray(tolerance, dtype), jnp.asarray(_ROW_STEPS))
+    rows = best_rows(decoder, problem, jnp.asarray(tolerance, dtype), jnp.asarray(steps))
     rows, summary = pass_over_rows(decoder, problem, rows, no_change(rows.mean.shape[1], dtype), jnp.asarray(0))
     return State(decoder, rows, summary)
 
@@ -70,7 +76,7 @@ def safe_start(decoder: Decoder, problem: Problem, null: Decoder, tolerance: flo
         # Loadings too long for the family (the zero start of large counts) may do better when shorter.
         for _ in range(4):
             shorter = candidate._replace(loadings=candidate.loadings * length)
-            state = at_decoder(shorter, problem, tolerance)
+            state = at_decoder(shorter, problem, tolerance, _TELLING_STEPS)
             if state.elbo > floor.elbo:
                 break
             length *= 0.5
@@ -79,6 +85,7 @@ def safe_start(decoder: Decoder, problem: Problem, null: Decoder, tolerance: flo
     return best
 
 
+@jax.jit
 def _add(decoder: Decoder, step: Decoder, length: float = 1.0) -> Decoder:
     return jax.tree.map(lambda a, b: a + jnp.asarray(length, a.dtype) * b, decoder, step)
 
@@ -110,48 +117,84 @@ def ascend(
     history = [state.elbo]
     points: list[Decoder] = []
     steps: list[Decoder] = []
+    caution = jnp.zeros_like(state.decoder.intercept)
     gain = 0.0
     # Plain rounds before the next extrapolation: twice as many after each that failed.
     wait = pause = 0
-    one = jnp.asarray(1)
     for _ in range(max_rounds):
         # Below its own rounding an ELBO cannot be seen to rise.
         least = max(tolerance, 4 * float(jnp.finfo(problem.x.dtype).eps) * abs(state.elbo))
         if max(float(state.summary.gain), gain) < least:
             return state, history, True
-        extrapolates = bool(points) and wait == 0
-        for proposal, change in _proposals(state, points if extrapolates else [], steps):
-            rows, summary = pass_over_rows(proposal, problem, state.rows, change, one)
-            if float(summary.elbo) > state.elbo and math.isfinite(float(summary.gain)):
-                break
-            points.clear()
-            steps.clear()
+        now, summary = state.decoder, state.summary
+        ahead = _ahead(now, summary.step, summary.change, caution)
+        new = None
+        if points and wait == 0:
+            missing = _MEMORY - len(points)  # always as many, so that it is compiled once; these count for nothing
+            past = [*points, *[now] * missing], [*steps, *[ahead] * missing]
+            new = _risen(state, problem, _extrapolate(now, ahead, summary.metric, *past), summary.change)
+            if new is None:
+                points.clear()
+                steps.clear()
+            wait = pause = 0 if new else min(max(1, 2 * pause), _LONGEST_PAUSE)
         else:
-            return state, history, float(state.summary.gain) < least
-        failed = extrapolates and not points
-        pause = min(max(1, 2 * pause), _LONGEST_PAUSE) if failed else 0 if extrapolates else pause
-        wait = pause if failed else max(wait - 1, 0)
-        points.append(state.decoder)
-        steps.append(state.summary.step)
+            wait = max(wait - 1, 0)
+        if new is None:
+            new, caution = _careful(state, problem, caution)
+        if new is None:
+            return state, history, float(summary.gain) < least
+        points.append(now)
+        steps.append(ahead)
         del points[:-_MEMORY], steps[:-_MEMORY]
-        gain = float(summary.elbo) - state.elbo
-        state = State(proposal, rows, summary)
+        gain = new.elbo - state.elbo
+        state = new
         history.append(state.elbo)
         report(state.elbo)
     return state, history, False
 
 
-def _proposals(state: State, points: list[Decoder], steps: list[Decoder]) -> Iterator[tuple[Decoder, Standardisation]]:
-    """Where to go next, the boldest first, and the change of z that goes with it."""
-    now, summary = state.decoder, state.summary
-    if points:
-        missing = _MEMORY - len(points)  # always as many, so that it is compiled once; these count for nothing
-        before = [*points, *[now] * missing], [*steps, *[summary.step] * missing]
-        yield _extrapolate(now, summary.step, summary.metric, *before), summary.change
-    yield _add(now, summary.step), summary.change
-    same = no_change(now.loadings.shape[1], now.loadings.dtype)
-    for i in range(_HALVINGS):
-        yield _add(now, summary.plain, 0.5**i), same
+def _risen(state: State, problem: Problem, proposal: Decoder, change: Standardisation) -> State | None:
+    """The state there, if it is better."""
+    new = _at(state, problem, proposal, change)
+    return new if _is_better(new, state) else None
+
+
+def _at(state: State, problem: Problem, proposal: Decoder, change: Standardisation) -> State:
+    return State(proposal, *pass_over_rows(proposal, problem, state.rows, change, jnp.asarray(1)))
+
+
+def _is_better(new: State, old: State) -> bool:
+    return new.elbo > old.elbo and math.isfinite(float(new.summary.gain))
+
+
+def _careful(state: State, problem: Problem, caution: Array) -> tuple[State | None, Array]:
+    """The step of every column, 2^-caution long, shorter where it overshoots, until the ELBO rises; and its caution."""
+    change = state.summary.change
+    for _ in range(_HALVINGS):
+        step = _ahead(state.decoder, state.summary.step, change, caution)
+        new = _at(state, problem, _add(state.decoder, step), change)
+        rose = _is_better(new, state)
+        caution = _caution(caution, state.summary.after, new.summary.before, rose)
+        if rose:
+            return new, caution
+        change = no_change(change.shift.shape[0], change.shift.dtype)
+    return None, caution
+
+
+@jax.jit
+def _ahead(now: Decoder, step: Decoder, change: Standardisation, caution: Array) -> Decoder:
+    """The step of every column, as long as its caution allows, and z standardised after it."""
+    length = 2.0**-caution
+    moved = now.loadings + length[:, None] * step.loadings
+    return Decoder(moved @ change.root - now.loadings, length * step.intercept + moved @ change.shift)
+
+
+@jax.jit
+def _caution(caution: Array, old: Array, new: Array, rose: bool) -> Array:
+    """More for the columns that fell, for all if none did and the ELBO did not rise; less for the others if it rose."""
+    fell = ~(new >= old - _ROUNDING * jnp.finfo(old.dtype).eps * jnp.abs(old))
+    fell = fell | (~rose & ~jnp.any(fell))
+    return jnp.where(fell, caution + 1, jnp.where(rose, jnp.maximum(caution - _RELIEF, 0.0), caution))
 
 
 def prune(state: State, problem: Problem) -> State:

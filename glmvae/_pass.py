@@ -26,8 +26,9 @@ from glmvae._rows import Decoder, RowPosteriors, evaluate, improve, pairs, pick,
 
 
 class Standardisation(NamedTuple):
-    """z -> T^-1 (z - c): ``inverse`` T^-1, ``shift`` c, ``log_det`` log|T|."""
+    """z -> T^-1 (z - c): ``root`` T, ``inverse`` T^-1, ``shift`` c, ``log_det`` log|T|."""
 
+    root: Float[Array, "k k"]
     inverse: Float[Array, "k k"]
     shift: Float[Array, " k"]
     log_det: Float[Array, ""]
@@ -36,13 +37,14 @@ class Standardisation(NamedTuple):
 class Summary(NamedTuple):
     """Of one pass: mean ELBO, and what to do next.
 
-    ``plain`` is the step of (W, b) by weighted least squares, ``step`` the same with z standardised after it by
-    ``change``, ``gain`` what both are predicted to gain, ``metric`` that of the least squares; ``weight`` and ``mean``
-    are the means of w and mu over the rows.
+    ``step`` is the step of (W, b) by weighted least squares, ``change`` how z is standardised after it, ``gain`` what
+    both are predicted to gain, ``metric`` that of the least squares; ``weight`` and ``mean`` are the means of w and mu
+    over the rows. ``before`` and ``after`` are the sums of E log p by column before the step of the q and after it.
     """
 
     elbo: Float[Array, ""]
-    plain: Decoder
+    before: Float[Array, " d"]
+    after: Float[Array, " d"]
     step: Decoder
     change: Standardisation
     gain: Float[Array, ""]
@@ -63,28 +65,31 @@ def pass_over_rows(
     first, second, where = pairs(units + 1)
 
     def body(i: Array, carry: tuple) -> tuple:
-        rows, elbo, gram, score, spread = carry
+        rows, elbo, before, after, gram, score, spread = carry
         start = jnp.minimum(i * size, num_rows - size)
         block = block_of(problem, start, size)
         # The last block is as long as the others; rows it shares with the one before are not counted again.
         new_rows = jnp.arange(size) + start >= i * size
         old = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), rows)
 
-        changed = RowPosteriors(
-            (old.mean - change.shift) @ change.inverse.T,
-            jnp.einsum("ak,nkl,bl->nab", change.inverse, old.covariance, change.inverse),
-            old.log_det - 2 * change.log_det,
+        changed = old._replace(
+            mean=(old.mean - change.shift) @ change.inverse.T,
+            covariance=jnp.einsum("ak,nkl,bl->nab", change.inverse, old.covariance, change.inverse),
+            log_det=old.log_det - 2 * change.log_det,
         )
+        at_changed = evaluate(decoder, block, changed)
 
         def step(_: Array, carry: tuple) -> tuple:
             return improve(decoder, block, *carry)
 
-        q, terms = jax.lax.fori_loop(0, steps, step, (changed, evaluate(decoder, block, changed)))
+        q, terms = jax.lax.fori_loop(0, steps, step, (changed, at_changed))
         q = pick(new_rows, q, old)
         rows = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), rows, q)
 
         counted = new_rows.astype(dtype)[:, None]
         weight, gradient = terms.weight * counted, terms.gradient * counted
+        before = before + jnp.sum(jnp.where(new_rows[:, None], at_changed.value, 0.0), axis=0)
+        after = after + jnp.sum(jnp.where(new_rows[:, None], terms.value, 0.0), axis=0)
         mean = jnp.concatenate([q.mean, jnp.ones((size, 1), dtype)], axis=1)
         second_moment = jnp.pad(q.covariance, ((0, 0), (0, 1), (0, 1))) + mean[:, :, None] * mean[:, None]
         second_moment = second_moment[:, first, second]
@@ -93,16 +98,18 @@ def pass_over_rows(
         linear = q.mean @ decoder.loadings.T  # m less intercept and offset
         score = score + (gradient + weight * linear).T @ mean
         elbo = elbo + jnp.sum(jnp.where(new_rows, terms.elbo, 0.0)) / num_rows
-        return rows, elbo, gram, score, spread
+        return rows, elbo, before, after, gram, score, spread
 
     carry = (
         rows,
         jnp.zeros((), dtype),
+        jnp.zeros(columns, dtype),
+        jnp.zeros(columns, dtype),
         jnp.zeros((columns, len(first)), dtype),
         jnp.zeros((columns, units + 1), dtype),
         jnp.zeros(len(first), dtype),
     )
-    rows, elbo, gram, score, spread = jax.lax.fori_loop(0, num_blocks, body, carry)
+    rows, elbo, before, after, gram, score, spread = jax.lax.fori_loop(0, num_blocks, body, carry)
     gram = gram[:, where]
     # sum w (Sigma W_j + mu mu' W_j) less sum w mu mu' W_j: what the spread of z takes from the gradient
     score = score - jnp.einsum("dkl,dl->dk", gram[:, :, :units], decoder.loadings)
@@ -113,24 +120,25 @@ def pass_over_rows(
     scaled = score / scale
     solved = jnp.einsum("dkl,dl->dk", inverse, scaled)
     gain = 0.5 * jnp.sum(scaled * solved) / num_rows
-    step = solved / scale
-    plain = Decoder(step[:, :units], step[:, units])
+    step = Decoder((solved / scale)[:, :units], (solved / scale)[:, units])
 
     spread = spread[where]
     centre, moment = spread[units, :units], spread[:units, :units]
     root = jnp.linalg.cholesky(moment - jnp.outer(centre, centre))
+    # What has no root stays as it is.
+    rooted = jnp.all(jnp.isfinite(root))
+    root, shift = jnp.where(rooted, root, jnp.eye(units, dtype=dtype)), jnp.where(rooted, centre, 0.0)
     log_det = jnp.sum(jnp.log(jnp.diag(root)))
     inverse = jax.scipy.linalg.solve_triangular(root, jnp.eye(units, dtype=dtype), lower=True)
-    change = Standardisation(inverse, centre, log_det)
-    moved = decoder.loadings + plain.loadings
-    together = Decoder(moved @ root - decoder.loadings, plain.intercept + moved @ centre)
-    gain = gain + problem.beta * (0.5 * (jnp.trace(moment) - units) - log_det)
-    return rows, Summary(elbo, plain, together, change, gain, scale, gram[:, units, units] / num_rows, centre)
+    change = Standardisation(root, inverse, shift, log_det)
+    gain = gain + jnp.where(rooted, problem.beta * (0.5 * (jnp.trace(moment) - units) - log_det), 0.0)
+    return rows, Summary(elbo, before, after, step, change, gain, scale, gram[:, units, units] / num_rows, centre)
 
 
 def no_change(units: int, dtype: DTypeLike) -> Standardisation:
     """z as it is."""
-    return Standardisation(jnp.eye(units, dtype=dtype), jnp.zeros(units, dtype), jnp.zeros((), dtype))
+    same = jnp.eye(units, dtype=dtype)
+    return Standardisation(same, same, jnp.zeros(units, dtype), jnp.zeros((), dtype))
 
 
 @jax.jit

@@ -6,7 +6,7 @@ For eta_i = W z_i + b + offset_i and q_i = N(mu_i, Sigma_i), with m_ij, v_ij the
     Sigma_i = (I + W' diag(w_i) W / beta)^-1,     mu_i <- mu_i + Sigma_i (W' g_i / beta - mu_i)
 
 is a natural-gradient step of length 1 whose fixed point is the best q_i. Rows whose ELBO would fall take a shorter
-one.
+one, and begin with it the next time.
 
 No LAPACK: the small inverses are swept, many at once, which neither waits nor hangs.
 """
@@ -24,10 +24,13 @@ from jaxtyping import Float
 
 from glmvae._problem import Problem, block_of, blocks, rows_of
 
-# Lengths of a step that are tried.
-_TRIES = 12
+# The most cautious step that is tried is 2^-_MOST long; what caution a step that succeeds takes away.
+_MOST = 12
+_RELIEF = 0.25
 # Rows that are tried together, at least.
 _FEW = 16
+# The largest matrices that are summed up entry by entry; of larger ones a matrix product is faster.
+_SUMMED = 8
 # Times 1 / eps: the largest trace of W' diag(w) W / beta, beyond which no Cholesky factor of a posterior is left.
 _WIDEST = 0.1
 # Rounding units of a row's ELBO by which it may seem to fall.
@@ -42,16 +45,21 @@ class Decoder(NamedTuple):
 
 
 class RowPosteriors(NamedTuple):
-    """q of every row: mean (N, kappa), covariance (N, kappa, kappa), log|covariance| (N,)."""
+    """q of every row: mean (N, kappa), covariance (N, kappa, kappa), log|covariance| (N,).
+
+    ``caution`` (N,) is how careful the next step is to be: 0 for a full one, c for one of about 2^-c.
+    """
 
     mean: Float[Array, "n k"]
     covariance: Float[Array, "n k k"]
     log_det: Float[Array, " n"]
+    caution: Float[Array, " n"]
 
 
 class Terms(NamedTuple):
     """E log p, its gradient and weight in m, entry by entry, and the ELBO of each row."""
 
+    value: Float[Array, "n d"]
     gradient: Float[Array, "n d"]
     weight: Float[Array, "n d"]
     elbo: Float[Array, " n"]
@@ -66,6 +74,7 @@ def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k 
     reduced = jnp.moveaxis(matrix, 0, -1)  # the batch last: every operation below runs along it
     size = matrix.shape[-1]
     unit = jnp.arange(size)[:, None]
+    barrier = jax.lax.optimization_barrier  # or XLA computes a column again for every entry that needs it
     least = size * jnp.finfo(matrix.dtype).eps * jnp.diagonal(matrix, axis1=1, axis2=2).T
 
     def eliminate(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -73,21 +82,21 @@ def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k 
         reduced, log_det = carry
         pivot = reduced[j, j]
         usable = pivot > least[j]
-        reciprocal = jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, pivot, 1.0)), 0.0)
+        reciprocal = barrier(jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, pivot, 1.0)), 0.0))
         column = jnp.where(unit > j, reduced[:, j] * reciprocal, 0.0)
         row = jnp.where(unit == j, reciprocal, reduced[j] * reciprocal)
+        column, row = barrier((column, row))
         reduced = jnp.where((unit == j)[None], 0.0, reduced) - column[:, None] * row[None]
-        reduced = jnp.where((unit == j)[:, None], row[None], reduced)
+        reduced = jax.lax.dynamic_update_index_in_dim(reduced, row, j, 0)
         return reduced, log_det + jnp.log(jnp.where(usable, pivot, 1.0))
-
-    def square(j: Array, inverse: Array) -> Array:
-        row = jnp.where(unit <= j, root[j], 0.0)
-        return inverse + row[:, None] * row[None]
 
     none = jnp.zeros(matrix.shape[0], matrix.dtype)
     root, log_det = jax.lax.fori_loop(0, size, eliminate, (reduced, none))
-    inverse = jax.lax.fori_loop(0, size, square, jnp.zeros_like(root))
-    return jnp.moveaxis(inverse, -1, 0), log_det
+    root = barrier(jnp.where((unit >= unit.T)[..., None], root, 0.0))
+    if size > _SUMMED:
+        root = jnp.moveaxis(root, -1, 0)
+        return jnp.einsum("nji,njk->nik", root, root), log_det
+    return jnp.moveaxis(sum(row[:, None] * row[None] for row in root), -1, 0), log_det
 
 
 def pairs(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,7 +141,7 @@ def evaluate(decoder: Decoder, problem: Problem, q: RowPosteriors) -> Terms:
     trace = jnp.trace(q.covariance, axis1=1, axis2=2)
     kl = 0.5 * (trace - q.log_det + jnp.sum(q.mean**2, axis=1) - q.mean.shape[1])
     elbo = jnp.sum(value, axis=1) + problem.constant - problem.beta * kl
-    return Terms(gradient, weight, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
+    return Terms(value, gradient, weight, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
 
 
 def pick(take: Array, new: Any, old: Any) -> Any:
@@ -150,13 +159,12 @@ class _Target(NamedTuple):
 def improve(decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms) -> tuple[RowPosteriors, Terms]:
     """One natural-gradient step of every row, shorter where the row's ELBO would fall.
 
-    The new precision is a P + (1 - a) S^-1, P the one that the weights call for, S the old covariance: a = 1, then what
-    lies between the two on a logarithmic scale, so that an S that is too narrow by orders of magnitude widens by half
-    of them; then shorter and shorter. Only rows that need it are tried again, a quarter of them at a time.
+    Only rows that fall are tried again, a quarter of them at a time.
     """
     precision, share = _precision(decoder, at_q.weight, problem.beta)
     target = _Target(precision, share * (at_q.gradient @ decoder.loadings) / problem.beta - q.mean)
-    new, new_terms, better = _step(decoder, problem, q, at_q, target, jnp.ones(q.mean.shape[0], q.mean.dtype))
+    new, new_terms, better = _step(decoder, problem, q, at_q, target, q.caution, jnp.ones((), int))
+    new = new._replace(caution=jnp.maximum(q.caution - _RELIEF, 0.0))
     num_rows = q.mean.shape[0]
     size = min(num_rows, max(_FEW, num_rows // 4))
 
@@ -175,12 +183,27 @@ def improve(decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms) -
 
 
 def _step(
-    decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms, target: _Target, length: Array
+    decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms, target: _Target, caution: Array, tries: Array
 ) -> tuple[RowPosteriors, Terms, Array]:
-    """The step to that precision and that far ahead, and whether it is not worse."""
-    covariance, log_det = symmetric_inverse(target.precision)
+    """A step as cautious as that, and whether it is not worse.
+
+    The new precision is a P + (1 - a) S^-1, P the one that the weights call for, S the old covariance. A step that is
+    not full ends on the first try between the two on a logarithmic scale, so that an S that is too narrow by orders of
+    magnitude widens by half of them, on the next by a quarter, and so on.
+    """
+
+    def shortened() -> tuple[Array, Array]:
+        old, _ = symmetric_inverse(q.covariance)
+        ratio = jnp.trace(target.precision, axis1=1, axis2=2) / jnp.maximum(jnp.trace(old, axis1=1, axis2=2), 1e-30)
+        kept = jnp.where(caution > 0, jnp.minimum(ratio, 1.0) ** (0.5**tries) * 2.0 ** (caution - 1), 0.0)
+        length = 1 / (1 + kept)
+        return length[:, None, None] * target.precision + (length * kept)[:, None, None] * old, length
+
+    full = target.precision, jnp.ones_like(caution)
+    precision, length = jax.lax.cond(jnp.any(caution > 0), shortened, lambda: full)
+    covariance, log_det = symmetric_inverse(precision)
     mean = q.mean + length[:, None] * jnp.einsum("nkl,nl->nk", covariance, target.ahead)
-    new = RowPosteriors(mean, covariance, -log_det)
+    new = RowPosteriors(mean, covariance, -log_det, caution)
     terms = evaluate(decoder, problem, new)
     slack = _ROUNDING * jnp.finfo(q.mean.dtype).eps * jnp.abs(at_q.elbo)
     return new, terms, (terms.elbo >= at_q.elbo - slack) & jnp.isfinite(terms.elbo)
@@ -190,20 +213,15 @@ def _shorter(
     decoder: Decoder, problem: Problem, q: RowPosteriors, at_q: Terms, target: _Target
 ) -> tuple[RowPosteriors, Terms]:
     """The first of the shorter steps that is not worse, row by row; q where none is."""
-    old, _ = symmetric_inverse(q.covariance)
-    ratio = jnp.trace(target.precision, axis1=1, axis2=2) / jnp.maximum(jnp.trace(old, axis1=1, axis2=2), 1e-30)
 
     def again(carry: tuple) -> tuple:
         tries, kept, terms, done = carry
-        kept_part = jnp.minimum(ratio, 1.0) ** (0.5**tries) * 2.0 ** (tries - 1)
-        length = (1 / (1 + kept_part)).astype(q.mean.dtype)
-        between = length[:, None, None] * target.precision + (length * kept_part)[:, None, None] * old
-        new, new_terms, better = _step(decoder, problem, q, at_q, target._replace(precision=between), length)
+        new, new_terms, better = _step(decoder, problem, q, at_q, target, q.caution + tries, tries)
         take = ~done & better
         return tries + 1, pick(take, new, kept), pick(take, new_terms, terms), done | better
 
-    carry = (jnp.ones((), q.mean.dtype), q, at_q, jnp.zeros(q.mean.shape[0], bool))
-    carry = jax.lax.while_loop(lambda c: (c[0] < _TRIES) & ~jnp.all(c[3]), again, carry)
+    carry = (jnp.ones((), int), q, at_q, jnp.zeros(q.mean.shape[0], bool))
+    carry = jax.lax.while_loop(lambda c: ~jnp.all(c[3] | (q.caution + c[0] > _MOST)), again, carry)
     return carry[1], carry[2]
 
 
@@ -220,12 +238,14 @@ def starting_rows(decoder: Decoder, problem: Problem) -> RowPosteriors:
         weight = jnp.where(problem.observed, weight, 0.0)
     precision, _ = _precision(decoder, weight, problem.beta)
     covariance, log_det = symmetric_inverse(precision)
-    return RowPosteriors(jnp.zeros((x.shape[0], decoder.loadings.shape[1]), x.dtype), covariance, -log_det)
+    mean = jnp.zeros((x.shape[0], decoder.loadings.shape[1]), x.dtype)
+    return RowPosteriors(mean, covariance, -log_det, jnp.zeros(x.shape[0], x.dtype))
 
 
 @jax.jit
 def best_rows(decoder: Decoder, problem: Problem, tolerance: Array, max_steps: Array) -> RowPosteriors:
-    """The best q of every row for a fixed decoder: steps until no row of the block gains more than ``tolerance``."""
+    """The best q of every row for a fixed decoder: steps until no row of the block gains more than ``tolerance``, or
+    would with a full step."""
     num_rows = problem.x.shape[0]
     units, dtype = decoder.loadings.shape[1], problem.x.dtype
     size, num_blocks = blocks(problem)
@@ -243,11 +263,11 @@ def best_rows(decoder: Decoder, problem: Problem, tolerance: Array, max_steps: A
             steps, q, terms, _ = carry
             new, new_terms = improve(decoder, block, q, terms)
             gain = jnp.where(jnp.isfinite(new_terms.elbo), new_terms.elbo - terms.elbo, 0.0)
-            return steps + 1, new, new_terms, gain
+            return steps + 1, new, new_terms, gain * 2.0**new.caution
 
         carry = (jnp.asarray(0), q, evaluate(decoder, block, q), jnp.zeros(size, dtype))
         q = jax.lax.while_loop(go_on, step, carry)[1]
         return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), rows, q)
 
-    shapes = ((num_rows, units), (num_rows, units, units), (num_rows,))
+    shapes = ((num_rows, units), (num_rows, units, units), (num_rows,), (num_rows,))
     return jax.lax.fori_loop(0, num_blocks, body, RowPosteriors(*(jnp.zeros(s, dtype) for s in shapes)))

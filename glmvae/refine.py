@@ -276,7 +276,8 @@ def _by_column(
 def _shared(now: ColumnRound, x: Array) -> RowPosteriors:
     """The affine encoder's posteriors; the covariance of all rows is one, repeated by the pass block by block."""
     log_det = jnp.sum(jnp.log(jnp.diag(now.covariance)))
-    return RowPosteriors(x @ now.encoder_weight.T + now.encoder_bias, now.covariance[None], log_det[None])
+    mean = x @ now.encoder_weight.T + now.encoder_bias
+    return RowPosteriors(mean, now.covariance[None], log_det[None], jnp.zeros_like(log_det[None]))
 
 
 def _by_rows(
