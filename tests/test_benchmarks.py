@@ -294,6 +294,8 @@ def test_the_nets_page_compares_three_starts(tiny, tmp_path, monkeypatch, capsys
     result = json.loads((tmp_path / "nets.json").read_text())
     (row,), (of_set,) = result["rows"], result["activities"]
     start = row["pass-through"]["start"]
+    assert row["pass-through"]["decaying_end"] > start
+    assert row["curves"][nets.DECAYING]["elbos"][0] == start
     assert row["pass-through"]["end"] > start > max(row["He"]["start"], row["MLE-B"]["start"])
     for name in ("He", "MLE-B"):
         assert row[name]["reached"] == (row["curves"][name]["elbos"][-1] >= start)
