@@ -232,7 +232,7 @@ def starting_rows(decoder: Decoder, problem: Problem) -> RowPosteriors:
     m = jnp.broadcast_to(decoder.intercept, x.shape)
     if problem.offset is not None:
         m = m + problem.offset
-    weight = jnp.broadcast_to(family.expected_weight(x, m, jnp.zeros_like(m), problem.dispersion), x.shape)
+    weight = jnp.broadcast_to(family.expected_terms(x, m, jnp.zeros_like(m), problem.dispersion)[2], x.shape)
     weight = jnp.maximum(weight, 1.0)
     if problem.observed is not None:
         weight = jnp.where(problem.observed, weight, 0.0)
