@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from glmvae._pass import Standardisation, Summary, gradient_moments, no_change, pass_over_rows
+from glmvae._pass import Standardisation, Summary, best_rows, gradient_moments, no_change, pass_over_rows
 from glmvae._problem import Problem
-from glmvae._rows import Decoder, RowPosteriors, best_rows
+from glmvae._rows import Decoder, RowPosteriors
 from glmvae._starts import STARTS, closed_form_start, null_intercept
 
 # Steps of the past that an extrapolation looks at, and the rounding it allows for in their products.
@@ -50,10 +50,7 @@ class State(NamedTuple):
 
 def at_decoder(decoder: Decoder, problem: Problem, tolerance: float, steps: int = _ROW_STEPS) -> State:
     """A decoder with the best posteriors for it, or as good as so many steps make them."""
-    dtype = problem.x.dtype
-    rows = best_rows(decoder, problem, jnp.asarray(tolerance, dtype), jnp.asarray(steps))
-    rows, summary = pass_over_rows(decoder, problem, rows, no_change(rows.mean.shape[1], dtype), jnp.asarray(0))
-    return State(decoder, rows, summary)
+    return State(decoder, *best_rows(decoder, problem, tolerance, steps))
 
 
 def null_decoder(problem: Problem, mean: Array, units: int, closed_form: Array | None) -> Decoder:
@@ -159,8 +156,9 @@ def _risen(state: State, problem: Problem, proposal: Decoder, change: Standardis
     return new if _is_better(new, state) else None
 
 
-def _at(state: State, problem: Problem, proposal: Decoder, change: Standardisation) -> State:
-    return State(proposal, *pass_over_rows(proposal, problem, state.rows, change, jnp.asarray(1)))
+def _at(state: State, problem: Problem, proposal: Decoder, change: Standardisation, steps: int = 1) -> State:
+    """The state after so many steps of its posteriors for that decoder."""
+    return State(proposal, *pass_over_rows(proposal, problem, state.rows, change, steps, -math.inf, False))
 
 
 def _is_better(new: State, old: State) -> bool:
@@ -199,17 +197,17 @@ def _caution(caution: Array, old: Array, new: Array, rose: bool) -> Array:
 
 def prune(state: State, problem: Problem) -> State:
     """Without the units whose removal does not lower the ELBO, weakest first."""
-    steps, same = jnp.asarray(2), no_change(state.rows.mean.shape[1], state.rows.mean.dtype)
+    same = no_change(state.rows.mean.shape[1], state.rows.mean.dtype)
     while True:
         strength = jnp.sum(state.summary.weight[:, None] * state.decoder.loadings**2, axis=0) / problem.beta
         if not bool(jnp.any((strength > 0) & (strength < 0.1))):
             return state
         weakest = jnp.argmin(jnp.where(strength > 0, strength, jnp.inf))
         decoder = state.decoder._replace(loadings=state.decoder.loadings.at[:, weakest].set(0.0))
-        rows, summary = pass_over_rows(decoder, problem, state.rows, same, steps)
-        if not float(summary.elbo) >= state.elbo:
+        without = _at(state, problem, decoder, same, 2)
+        if not without.elbo >= state.elbo:
             return state
-        state = State(decoder, rows, summary)
+        state = without
 
 
 def wake(state: State, problem: Problem, tolerance: float) -> State:
@@ -228,13 +226,13 @@ def wake(state: State, problem: Problem, tolerance: float) -> State:
     loadings = _further_loadings(state, problem, gradient_moments(state.decoder, problem, state.rows), off)
     if not bool(jnp.any(loadings != state.decoder.loadings)):
         return state
-    steps, same = jnp.asarray(2), no_change(off.shape[0], loadings.dtype)
+    same = no_change(off.shape[0], loadings.dtype)
     for i in range(_HALVINGS):
         length = 0.5**i
         added = _add(state.decoder, Decoder(loadings - state.decoder.loadings, 0 * state.decoder.intercept), length)
-        rows, summary = pass_over_rows(added, problem, state.rows, same, steps)
-        if float(summary.elbo) > state.elbo + tolerance:
-            return State(added, rows, summary)
+        woken = _at(state, problem, added, same, 2)
+        if woken.elbo > state.elbo + tolerance:
+            return woken
     return state
 
 

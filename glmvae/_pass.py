@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 
 from glmvae._problem import Problem, block_of, blocks
-from glmvae._rows import Decoder, RowPosteriors, evaluate, improve, pairs, pick, symmetric_inverse
+from glmvae._rows import Decoder, RowPosteriors, evaluate, improve, pairs, pick, starting_rows, symmetric_inverse
 
 
 class Standardisation(NamedTuple):
@@ -55,9 +55,19 @@ class Summary(NamedTuple):
 
 @jax.jit
 def pass_over_rows(
-    decoder: Decoder, problem: Problem, rows: RowPosteriors, change: Standardisation, steps: Array
+    decoder: Decoder,
+    problem: Problem,
+    rows: RowPosteriors,
+    change: Standardisation,
+    steps: ArrayLike,
+    tolerance: ArrayLike,
+    anew: ArrayLike,
 ) -> tuple[RowPosteriors, Summary]:
-    """``steps`` steps of every q from the changed ``rows``, and the step of (W, b) that the result calls for."""
+    """Steps of every q from the changed ``rows``, or anew, and the step of (W, b) that the result calls for.
+
+    So many steps, or as many as it takes until no row of the block gains more than ``tolerance``, or would with a full
+    step.
+    """
     num_rows, columns = problem.x.shape
     units = decoder.loadings.shape[1]
     dtype = problem.x.dtype
@@ -77,12 +87,20 @@ def pass_over_rows(
             covariance=jnp.einsum("ak,nkl,bl->nab", change.inverse, old.covariance, change.inverse),
             log_det=old.log_det - 2 * change.log_det,
         )
+        changed = jax.lax.cond(anew, lambda: starting_rows(decoder, block), lambda: changed)
         at_changed = evaluate(decoder, block, changed)
 
-        def step(_: Array, carry: tuple) -> tuple:
-            return improve(decoder, block, *carry)
+        def go_on(carry: tuple) -> Array:
+            step, _, _, gain = carry
+            return (step < steps) & ((step == 0) | jnp.any(gain > tolerance))
 
-        q, terms = jax.lax.fori_loop(0, steps, step, (changed, at_changed))
+        def step(carry: tuple) -> tuple:
+            step, q, terms, _ = carry
+            new, new_terms = improve(decoder, block, q, terms)
+            gain = jnp.where(jnp.isfinite(new_terms.elbo), new_terms.elbo - terms.elbo, 0.0)
+            return step + 1, new, new_terms, gain * 2.0**new.caution
+
+        _, q, terms, _ = jax.lax.while_loop(go_on, step, (0, changed, at_changed, jnp.zeros(size, dtype)))
         q = pick(new_rows, q, old)
         rows = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), rows, q)
 
@@ -133,6 +151,15 @@ def pass_over_rows(
     change = Standardisation(root, inverse, shift, log_det)
     gain = gain + jnp.where(rooted, problem.beta * (0.5 * (jnp.trace(moment) - units) - log_det), 0.0)
     return rows, Summary(elbo, before, after, step, change, gain, scale, gram[:, units, units] / num_rows, centre)
+
+
+def best_rows(decoder: Decoder, problem: Problem, tolerance: float, max_steps: int) -> tuple[RowPosteriors, Summary]:
+    """The best q of every row for a fixed decoder, to within ``tolerance``."""
+    num_rows, dtype = problem.x.shape[0], problem.x.dtype
+    units = decoder.loadings.shape[1]
+    shapes = ((num_rows, units), (num_rows, units, units), (num_rows,), (num_rows,))
+    none = RowPosteriors(*(jnp.zeros(shape, dtype) for shape in shapes))
+    return pass_over_rows(decoder, problem, none, no_change(units, dtype), max_steps, tolerance, True)
 
 
 def no_change(units: int, dtype: DTypeLike) -> Standardisation:

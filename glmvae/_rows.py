@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from glmvae._problem import Problem, block_of, blocks, rows_of
+from glmvae._problem import Problem, rows_of
 
 # The most cautious step that is tried is 2^-_MOST long; what caution a step that succeeds takes away.
 _MOST = 12
@@ -240,34 +240,3 @@ def starting_rows(decoder: Decoder, problem: Problem) -> RowPosteriors:
     covariance, log_det = symmetric_inverse(precision)
     mean = jnp.zeros((x.shape[0], decoder.loadings.shape[1]), x.dtype)
     return RowPosteriors(mean, covariance, -log_det, jnp.zeros(x.shape[0], x.dtype))
-
-
-@jax.jit
-def best_rows(decoder: Decoder, problem: Problem, tolerance: Array, max_steps: Array) -> RowPosteriors:
-    """The best q of every row for a fixed decoder: steps until no row of the block gains more than ``tolerance``, or
-    would with a full step."""
-    num_rows = problem.x.shape[0]
-    units, dtype = decoder.loadings.shape[1], problem.x.dtype
-    size, num_blocks = blocks(problem)
-
-    def body(i: Array, rows: RowPosteriors) -> RowPosteriors:
-        start = jnp.minimum(i * size, num_rows - size)
-        block = block_of(problem, start, size)
-        q = starting_rows(decoder, block)
-
-        def go_on(carry: tuple) -> Array:
-            steps, _, _, gain = carry
-            return (steps < max_steps) & ((steps == 0) | jnp.any(gain > tolerance))
-
-        def step(carry: tuple) -> tuple:
-            steps, q, terms, _ = carry
-            new, new_terms = improve(decoder, block, q, terms)
-            gain = jnp.where(jnp.isfinite(new_terms.elbo), new_terms.elbo - terms.elbo, 0.0)
-            return steps + 1, new, new_terms, gain * 2.0**new.caution
-
-        carry = (jnp.asarray(0), q, evaluate(decoder, block, q), jnp.zeros(size, dtype))
-        q = jax.lax.while_loop(go_on, step, carry)[1]
-        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), rows, q)
-
-    shapes = ((num_rows, units), (num_rows, units, units), (num_rows,), (num_rows,))
-    return jax.lax.fori_loop(0, num_blocks, body, RowPosteriors(*(jnp.zeros(s, dtype) for s in shapes)))

@@ -23,9 +23,9 @@ from jaxtyping import Bool, Float
 from glmvae import _checks
 from glmvae._ascent import State, ascend, at_decoder, null_decoder, principal_axes, prune, safe_start, wake
 from glmvae._jaakkola import ColumnRound, LogisticBound, column_null, column_round, is_logistic
-from glmvae._pass import mean_elbo
+from glmvae._pass import best_rows, mean_elbo
 from glmvae._problem import Problem, problem_of
-from glmvae._rows import Decoder, RowPosteriors, best_rows
+from glmvae._rows import Decoder, RowPosteriors
 from glmvae.families import Binomial, Family
 from glmvae.moments import Moments, moments
 from glmvae.optimum import Posterior
@@ -217,8 +217,7 @@ def refined_posterior(
     _checks.positive(tolerance, "tolerance")
     max_steps = _checks.integer(max_steps, "max_steps")
     problem, _ = _problem(optimum, x, family, offset, missing, whole_columns=False)
-    least = jnp.asarray(tolerance, problem.x.dtype)
-    rows = best_rows(Decoder(optimum.loadings, optimum.intercept), problem, least, jnp.asarray(max_steps))
+    rows, _ = best_rows(Decoder(optimum.loadings, optimum.intercept), problem, float(tolerance), max_steps)
     return Posterior(rows.mean, rows.covariance)
 
 

@@ -13,11 +13,12 @@ import scipy.optimize
 from sklearn.datasets import load_digits
 
 from glmvae import Moments, Posterior, collapse_onset, elbo_exact, fit, kl_divergence, moments, posterior
+from glmvae._ascent import _add, _ahead, _careful, at_decoder
 from glmvae._jaakkola import log_two_cosh, omega
 from glmvae._logistic_mixture import expected_logistic
-from glmvae._pass import mean_elbo, no_change, pass_over_rows
+from glmvae._pass import best_rows, mean_elbo, no_change, pass_over_rows
 from glmvae._problem import problem_of
-from glmvae._rows import Decoder, best_rows, starting_rows, symmetric_inverse
+from glmvae._rows import Decoder, starting_rows, symmetric_inverse
 from glmvae._softplus import expected_excess, expected_sigmoid
 from glmvae.families import Bernoulli, Binomial, Gamma, Gaussian, NegativeBinomial, Poisson
 from glmvae.refine import RefinedOptimum, refine, refined_posterior
@@ -70,9 +71,10 @@ def test_the_mixture_agrees_with_the_quadrature(dtype):
     np.testing.assert_allclose(slope, expected_excess(2, mean, variance), rtol=0, atol=bound * 10)
 
 
-def test_symmetric_inverse_is_that_of_linear_algebra(dtype):
-    root = np.random.default_rng(0).normal(size=(9, K + 1, K + 1))
-    matrix = (root @ np.swapaxes(root, 1, 2) + np.eye(K + 1)).astype(dtype)
+@pytest.mark.parametrize("size", [1, K + 1, 12])  # summed up entry by entry, and as a matrix product
+def test_symmetric_inverse_is_that_of_linear_algebra(size, dtype):
+    root = np.random.default_rng(0).normal(size=(9, size, size))
+    matrix = (root @ np.swapaxes(root, 1, 2) + np.eye(size)).astype(dtype)
     inverse, log_det = symmetric_inverse(jnp.asarray(matrix))
     tolerance = 1e-12 if dtype == np.float64 else 1e-4
     np.testing.assert_allclose(inverse, np.linalg.inv(matrix), rtol=tolerance, atol=tolerance)
@@ -100,7 +102,7 @@ def _sparse_counts():
 @pytest.mark.float64
 def test_posteriors_under_a_steep_decoder_are_found_and_their_elbo_is_the_exact_one(dtype):
     decoder, problem = _sparse_counts()
-    rows = best_rows(decoder, problem, jnp.asarray(1e-9), jnp.asarray(300))
+    rows = best_rows(decoder, problem, 1e-9, 300)[0]
     claimed = mean_elbo(decoder, problem, rows)
     q = Posterior(rows.mean, rows.covariance)
     exact = elbo_exact(decoder.loadings, decoder.intercept, problem.x, q, Poisson())
@@ -112,13 +114,50 @@ def test_posteriors_under_a_steep_decoder_are_found_and_their_elbo_is_the_exact_
 @pytest.mark.float64
 def test_posteriors_that_are_too_narrow_by_orders_of_magnitude_widen_in_a_few_steps(dtype):
     decoder, problem = _sparse_counts()
-    best = best_rows(decoder, problem, jnp.asarray(1e-9), jnp.asarray(300))
+    best = best_rows(decoder, problem, 1e-9, 300)[0]
     narrow = best._replace(covariance=1e-40 * best.covariance, log_det=best.log_det + K * np.log(1e-40))
     value = float(mean_elbo(decoder, problem, best))
     assert float(mean_elbo(decoder, problem, narrow)) < value - 50
-    _, summary = pass_over_rows(decoder, problem, narrow, no_change(K, dtype), jnp.asarray(12))
+    _, summary = pass_over_rows(decoder, problem, narrow, no_change(K, dtype), 12, -np.inf, False)
     # twice as wide a step, as by averaging precisions, would still be 50 nats short
     assert float(summary.elbo) > value - 0.1
+
+
+@pytest.mark.float64
+def test_rows_begin_with_the_caution_that_they_needed(dtype):
+    decoder, problem = _sparse_counts()
+    start = starting_rows(decoder, problem)
+    rows, _ = pass_over_rows(decoder, problem, start, no_change(K, dtype), 1, -np.inf, False)
+    needed = np.asarray(rows.caution)
+    assert needed.min() == 1  # no row could bear a full step,
+    assert needed.max() == 3  # some not half of it
+    # what succeeded at the first shorter step does so at once when it begins with it, at the same place
+    careful = start._replace(caution=rows.caution)
+    again, _ = pass_over_rows(decoder, problem, careful, no_change(K, dtype), 1, -np.inf, False)
+    first = needed == 1
+    np.testing.assert_array_equal(again.caution[first], 0.75)
+    np.testing.assert_allclose(again.mean[first], rows.mean[first], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.float64
+def test_only_columns_that_overshoot_take_shorter_steps(dtype):
+    _, x, start = _data("poisson", dtype)
+    problem = problem_of(jnp.asarray(x), Poisson(), jnp.ones(()), jnp.ones(()))
+    # Far left of the optimum a Newton step of a log link is far too long
+    decoder = Decoder(start.loadings, start.intercept.at[2].add(-4.0))
+    state = at_decoder(decoder, problem, 1e-9)
+    none = jnp.zeros(D)
+    new, caution = _careful(state, problem, none)
+    assert new.elbo > state.elbo
+    assert float(caution[2]) >= 1
+    np.testing.assert_array_equal(np.delete(caution, 2), 0)
+    change = state.summary.change
+    whole = _add(decoder, _ahead(decoder, state.summary.step, change, none))
+    _, summary = pass_over_rows(whole, problem, state.rows, change, 1, -np.inf, False)
+    assert not float(summary.elbo) > state.elbo  # with the whole step of every column the ELBO falls
+    others = np.arange(D) != 2
+    moved = new.decoder.intercept - decoder.intercept
+    np.testing.assert_allclose(moved[others], state.summary.step.intercept[others], rtol=1e-9, atol=1e-12)
 
 
 def test_the_logistic_bound_touches_and_stays_below(dtype):
@@ -440,7 +479,7 @@ def test_memory_does_not_grow_with_the_rows(dtype):
         decoder = Decoder(jnp.ones((columns, units), dtype), jnp.zeros(columns, dtype))
         small = problem._replace(x=problem.x[:1], constant=problem.constant[:1])
         q = jax.tree.map(lambda a: jnp.zeros((rows, *a.shape[1:]), dtype), starting_rows(decoder, small))
-        compiled = pass_over_rows.lower(decoder, problem, q, no_change(units, dtype), jnp.asarray(1)).compile()
+        compiled = pass_over_rows.lower(decoder, problem, q, no_change(units, dtype), 1, -np.inf, False).compile()
         state = sum(a.nbytes for a in q)
         return compiled.memory_analysis().temp_size_in_bytes, state, problem.x.nbytes
 
