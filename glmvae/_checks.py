@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +17,10 @@ import numpy as np
 from jax import Array
 
 if TYPE_CHECKING:
-    from glmvae.families import Family
+    from glmvae.families import Family, Support
+
+# Rows looked at together.
+_BLOCK = 1000
 
 
 def concrete(value: Any) -> bool:
@@ -26,10 +28,31 @@ def concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
-def holds(condition: Callable[[], Array]) -> bool:
-    """Whether all of it is true of concrete values, under a transformation as well."""
+def holds(value: Array, support: Support | None = None) -> bool:
+    """Whether every entry of a concrete value is finite, or in a support, under a transformation as well."""
     with jax.ensure_compile_time_eval():
-        return bool(jnp.all(condition()))
+        return bool(_holds(value, support))
+
+
+@jax.jit
+def _holds(value: Array, support: Support | None) -> Array:
+    """Block by block, so that nothing of the size of a matrix is made."""
+
+    def inside(value: Array, support: Support | None) -> Array:
+        return jnp.all(jnp.isfinite(value) if support is None else support.contains(value))
+
+    if value.ndim != 2 or value.shape[0] <= _BLOCK:
+        return inside(value, support)
+
+    def so_far(i: Array, held: Array) -> Array:
+        start = jnp.minimum(i * _BLOCK, value.shape[0] - _BLOCK)
+
+        def cut(leaf: Array) -> Array:  # the value, and a bound that has one value an entry
+            return jax.lax.dynamic_slice_in_dim(leaf, start, _BLOCK) if jnp.ndim(leaf) == 2 else leaf
+
+        return held & inside(*jax.tree.map(cut, (value, support)))
+
+    return jax.lax.fori_loop(0, math.ceil(value.shape[0] / _BLOCK), so_far, jnp.asarray(True))
 
 
 def numeric(value: Any, name: str) -> Array:
@@ -72,7 +95,7 @@ def _first_value(value: Any, bad: Any) -> str:
 
 
 def finite(value: Array, name: str) -> Array:
-    if concrete(value) and not holds(lambda: jnp.isfinite(value)):
+    if concrete(value) and not holds(value):
         bad = ~np.isfinite(np.asarray(value))
         where = f" at {first_index(bad)}" if bad.ndim else ""
         raise ValueError(f"{name}: expected finite numbers, got {_first_value(value, bad)}{where}")
@@ -84,7 +107,7 @@ def in_support(x: Array, family: Family, name: str) -> Array:
     if not concrete((x, family)):
         return x
     columns_of(x, family, name)
-    if not holds(lambda: family.support.contains(x)):
+    if not holds(x, family.support):
         finite(x, name)
         with jax.ensure_compile_time_eval():
             bad = ~np.asarray(family.support.contains(x))
@@ -118,7 +141,10 @@ def one_a_column(family: Family) -> None:
 
 def matrix(value: Any, name: str, *, columns: int | None = None, rows: int | None = None) -> Array:
     """A finite matrix with at least one row and one column."""
-    array = numeric(value, name)
+    return finite(_shaped(numeric(value, name), name, columns, rows), name)
+
+
+def _shaped(array: Array, name: str, columns: int | None = None, rows: int | None = None) -> Array:
     if array.ndim != 2:
         raise ValueError(f"{name}: expected 2 dimensions (rows, columns), got shape {array.shape}")
     if 0 in array.shape:
@@ -127,7 +153,7 @@ def matrix(value: Any, name: str, *, columns: int | None = None, rows: int | Non
         raise ValueError(f"{name}: expected {columns} columns, got shape {array.shape}")
     if rows is not None and array.shape[0] != rows:
         raise ValueError(f"{name}: expected {rows} rows, got shape {array.shape}")
-    return finite(array, name)
+    return array
 
 
 def vector(value: Any, name: str, length: int) -> Array:
@@ -145,9 +171,9 @@ def rows_of(x: Any, family: Family, columns: int | None = None, name: str = "x")
     """Data: a matrix of observations in the family's support."""
     _family(family)
     array = numeric(x, name)
-    if concrete(array) and array.ndim == 2 and 0 not in array.shape:
-        in_support(array, family, name)
-    return matrix(array, name, columns=columns)
+    if array.ndim == 2 and 0 not in array.shape:
+        in_support(array, family, name) if concrete(family) else finite(array, name)
+    return _shaped(array, name, columns)
 
 
 def integer(value: Any, name: str, least: int = 1) -> int:

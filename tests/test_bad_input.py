@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import glmvae
-from glmvae import Moments, Posterior, families
+from glmvae import Moments, Posterior, _checks, families
 from glmvae.families import Bernoulli, Binomial, CustomFamily, Gaussian, Poisson
 
 N, D, K = 4, 3, 2
@@ -71,6 +71,38 @@ def changed(array, index, value):
     array = np.array(array, np.float32)
     array[index] = value
     return array
+
+
+@pytest.mark.parametrize("row", [0, 999, 1000, 1999, 2000, 2345])
+def test_the_first_bad_entry_of_many_rows_is_found(row):
+    good = np.zeros((2346, 2), np.float32)
+    trials = np.full(good.shape, 3, np.float32)
+    cases = [
+        (Bernoulli(), np.nan, "expected finite numbers, got nan"),
+        (Bernoulli(), 2.0, "expected values in the support .* got 2"),
+        (families.Mixed([(Gaussian(), [0]), (Poisson(), [1])]), -1.0, "got -1"),
+        (Binomial(trials), 4.0, "got 4"),
+    ]
+    for family, value, message in cases:
+        _checks.rows_of(jnp.asarray(good), family)
+        with pytest.raises(ValueError, match=message + re.escape(f" at [{row}, 1]")):
+            _checks.rows_of(jnp.asarray(changed(good, (row, 1), value)), family)
+    with pytest.raises(ValueError, match="got 3 at"):  # one trial fewer in that entry alone
+        _checks.rows_of(jnp.asarray(good + 3), Binomial(changed(trials, (row, 1), 2.0)))
+
+
+def test_checks_need_no_memory_that_grows_with_the_rows():
+    support = Bernoulli().support
+
+    def temporaries(check, rows):
+        return jax.jit(check).lower(jnp.zeros((rows, 50)), support).compile().memory_analysis().temp_size_in_bytes
+
+    def by_sorting(x, support):  # negative control: it holds all of x once more
+        return jnp.all(jnp.diff(jnp.sort(support.contains(x), axis=0)))
+
+    few, many = 4_000, 40_000
+    assert temporaries(_checks._holds, many) <= temporaries(_checks._holds, few) + 1000
+    assert temporaries(by_sorting, many) > temporaries(by_sorting, few) + (many - few) * 50
 
 
 @pytest.mark.parametrize("function", GOOD)
