@@ -22,7 +22,7 @@ from benchmarks import speed
 from benchmarks.problems import Problem
 from benchmarks.report import COLOURS, aligned, duration, panels
 from benchmarks.timed import Curve, train_timed
-from glmvae import activity_path, fit, initializers, moments, nets, plots, training
+from glmvae import activity_path, fit, initializers, moments, nets, plots
 
 LATENT_DIMS = (2,)
 ARCHITECTURES: dict[str, Callable[..., nets.VAE]] = {"canonical": nets.canonical, "deep": nets.deep}
@@ -32,6 +32,7 @@ DECAYING = "pass-through, decaying"
 FIRST_STEPS, MAX_STEPS, QUICK_STEPS = 500, 1_000, 50
 EVERY = 50
 RATE, DECAYING_RATE = 1e-4, 3e-5
+CONSTANT = optax.adam(RATE)
 # Activities, from a He start: latent units, values of beta, hidden units of the encoder, steps, the first rate.
 UNITS, BETAS, ACTIVITY_WIDTHS, ACTIVITY_STEPS, ACTIVITY_RATE = 5, 5, (250,), 8_000, 3e-3
 # Only sets on which a step is fast.
@@ -71,7 +72,7 @@ def _starts(
     curves: dict[str, Curve] = {}
     decaying = optax.adam(optax.cosine_decay_schedule(DECAYING_RATE, first))
     runs: list[tuple[str, str, Any, int]] = [(DECAYING, "pass-through", decaying, first)]
-    runs += [(name, name, training.ADAM, first if name == "pass-through" else most) for name in reversed(STARTS)]
+    runs += [(name, name, CONSTANT, first if name == "pass-through" else most) for name in reversed(STARTS)]
     for name, initializer, optimizer, steps in runs:  # pass-through first: where it starts is where the others go
         label = f"{problem.name}, {architecture}, {name}"
         bar.set_description(label)

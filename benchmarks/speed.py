@@ -24,11 +24,15 @@ def step_time(
     latent_dim: int = 20,
     widths: tuple[int, int] = (2000, 1000),
     batch_size: int = 100,
-    steps: int = 20,
+    steps: int = 100,
     repeats: int = 5,
     peers: bool = False,
 ) -> dict[str, Any]:
-    """Median seconds a step of the library, of bare JAX and, if wanted and installed, of PyTorch, interleaved."""
+    """Median seconds a step of the library, of bare JAX and, if wanted and installed, of PyTorch, interleaved.
+
+    So many steps at a time as a chunk of ``training.train`` has, since a run begins with checks and copies of the data
+    and the net, which are no part of a step.
+    """
     x = jax.random.uniform(jax.random.key(0), (20 * batch_size, columns))
     wide, narrow = widths
     vae = nets.deep(
