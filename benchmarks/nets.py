@@ -188,9 +188,14 @@ def _step(step: dict[str, Any]) -> str:
         f"{step['ratio_to_bare']:.2f} times bare JAX, {100 * step['share_of_matmul_rate']:.0f} % of the "
         f"{step['matmul_gflops']:.0f} Gflop/s of a matrix product in this run."
     )
+    text += (
+        f"\nIts products at that rate, and Adam's update alone ({duration(step['adam_seconds'])}): "
+        f"{duration(step['least_seconds'])}."
+    )
     if "torch_seconds" in step:
         text += (
-            f"\nPyTorch with fused Adam: {duration(step['torch_seconds'])}, {step['speed_over_torch']:.2f} times that."
+            f"\nPyTorch with fused Adam: {duration(step['torch_seconds'])}, {step['speed_over_torch']:.2f} times the "
+            f"library's step, {step['torch_seconds'] / step['least_seconds']:.2f} times that least."
         )
     return text
 

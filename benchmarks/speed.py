@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from glmvae import nets, training
 from glmvae.families import Bernoulli
@@ -53,6 +54,7 @@ def step_time(
     contestants: dict[str, Callable[[], Any]] = {
         "glmvae": _ours(vae, x, batch_size, steps),
         "bare": _bare(shapes, x, batch_size, steps),
+        "adam": _adam(shapes, steps),
         "matmul": lambda: jax.block_until_ready([multiply(square, square) for _ in range(10)]),
     }
     if peers and importlib.util.find_spec("torch"):
@@ -76,6 +78,8 @@ def step_time(
         "ratio_to_bare": statistics.median(a / b for a, b in zip(times["glmvae"], times["bare"], strict=True)),
         "matmul_gflops": rate / 1e9,
         "share_of_matmul_rate": work / ours / rate,
+        "adam_seconds": median["adam"] / steps,
+        "least_seconds": work / rate + median["adam"] / steps,
         "first_call_seconds": compile_seconds["glmvae"],
     }
     if "torch" in median:
@@ -132,6 +136,22 @@ def _bare(shapes: list[tuple[int, int]], x: jax.Array, batch_size: int, steps: i
     zeros = jax.tree.map(jnp.zeros_like, start)
     state = (start, zeros, zeros, jnp.zeros(()))
     return lambda: jax.block_until_ready(loop(state, x, jax.random.key(0)))
+
+
+def _adam(shapes: list[tuple[int, int]], steps: int) -> Callable[[], Any]:
+    """The update alone, of weights of these shapes, from gradients that are there."""
+    weights = [jnp.ones(s) for s in shapes]
+
+    @jax.jit
+    def loop(weights: list[jax.Array], memory: Any, gradients: list[jax.Array]) -> tuple[list[jax.Array], Any]:
+        def body(_: jax.Array, state: tuple[list[jax.Array], Any]) -> tuple[Any, Any]:
+            updates, memory = training.ADAM.update(gradients, state[1], state[0])
+            return optax.apply_updates(state[0], updates), memory
+
+        return jax.lax.fori_loop(0, steps, body, (weights, memory))
+
+    memory = training.ADAM.init(weights)
+    return lambda: jax.block_until_ready(loop(weights, memory, weights))
 
 
 def _torch(shapes: list[tuple[int, int]], x: np.ndarray, batch_size: int, steps: int) -> Callable[[], Any]:
