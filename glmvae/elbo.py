@@ -449,7 +449,11 @@ def elbo_monte_carlo(
     Raises:
         ValueError, TypeError: as :func:`elbo_taylor`; num_samples not a positive integer.
 
-    Exactness: unbiased; the KL divergence is exact. Memory does not grow with num_samples.
+    Exactness: unbiased; the KL divergence is exact.
+
+    Cost: num_samples decoder evaluations a row; memory does not grow with num_samples. A decoder may hold weights that
+    change, so outside ``jax.jit`` every call compiles its loop again: for repeated calls, jit a function of the weights
+    that makes the decoder and calls this.
 
     Example:
         >>> import jax, jax.numpy as jnp
