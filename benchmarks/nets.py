@@ -214,8 +214,8 @@ def draw(result: dict[str, Any]) -> Any:
         axis.axhline(start, color="0.4", linestyle="--", linewidth=1, label="the closed form's ELBO")
         span = max(top - start, 0.02 * abs(start))
         axis.set_ylim(start - 3 * span, top + 0.3 * span)
-        hidden = [f"{name} starts at {c['elbos'][0]:.0f}" for name, c in row["curves"].items()]
-        axis.set_title(f"{row['data']}, {row['architecture']}, kappa {row['latent_dim']}\n" + ", ".join(hidden[:2]))
+        ends = [f"{name} {c['elbos'][0]:.0f} to {c['elbos'][-1]:.0f}" for name, c in row["curves"].items()]
+        axis.set_title(f"{row['data']}, {row['architecture']}, kappa {row['latent_dim']}\n" + ", ".join(ends[:2]))
         axis.title.set_fontsize(10)
         axis.set(xlabel="training step", ylabel="ELBO, nats per row")
         axis.grid(alpha=0.3)
