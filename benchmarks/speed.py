@@ -75,7 +75,7 @@ def step_time(
         "batch_size": batch_size,
         "seconds": ours,
         "bare_seconds": median["bare"] / steps,
-        "ratio_to_bare": statistics.median(a / b for a, b in zip(times["glmvae"], times["bare"], strict=True)),
+        "ratio_to_bare": _ratio(times["glmvae"], times["bare"]),
         "matmul_gflops": rate / 1e9,
         "share_of_matmul_rate": work / ours / rate,
         "adam_seconds": median["adam"] / steps,
@@ -84,8 +84,13 @@ def step_time(
     }
     if "torch" in median:
         result["torch_seconds"] = median["torch"] / steps
-        result["speed_over_torch"] = median["torch"] / median["glmvae"]
+        result["speed_over_torch"] = _ratio(times["torch"], times["glmvae"])
     return result
+
+
+def _ratio(these: list[float], those: list[float]) -> float:
+    """The median over rounds, in each of which both were timed one after the other."""
+    return statistics.median(a / b for a, b in zip(these, those, strict=True))
 
 
 def _seconds(f: Callable[[], Any]) -> float:
