@@ -189,13 +189,13 @@ def _step(step: dict[str, Any]) -> str:
         f"{step['matmul_gflops']:.0f} Gflop/s of a matrix product in this run."
     )
     text += (
-        f"\nIts products at that rate, and Adam's update alone ({duration(step['adam_seconds'])}): "
-        f"{duration(step['least_seconds'])}."
+        f"\nIts products at that rate, then Adam's update ({duration(step['adam_seconds'])}), one after the other: "
+        f"{duration(step['parts_seconds'])}."
     )
     if "torch_seconds" in step:
         text += (
             f"\nPyTorch with fused Adam: {duration(step['torch_seconds'])}, {step['speed_over_torch']:.2f} times the "
-            f"library's step, {step['torch_seconds'] / step['least_seconds']:.2f} times that least."
+            f"library's step, {step['torch_seconds'] / step['parts_seconds']:.2f} times those parts."
         )
     return text
 

@@ -79,7 +79,7 @@ def step_time(
         "matmul_gflops": rate / 1e9,
         "share_of_matmul_rate": work / ours / rate,
         "adam_seconds": median["adam"] / steps,
-        "least_seconds": work / rate + median["adam"] / steps,
+        "parts_seconds": work / rate + median["adam"] / steps,
         "first_call_seconds": compile_seconds["glmvae"],
     }
     if "torch" in median:
@@ -89,7 +89,7 @@ def step_time(
 
 
 def _ratio(these: list[float], those: list[float]) -> float:
-    """The median over rounds, in each of which both were timed one after the other."""
+    """The median over rounds, each of which times both."""
     return statistics.median(a / b for a, b in zip(these, those, strict=True))
 
 

@@ -19,7 +19,7 @@ from jax import Array
 if TYPE_CHECKING:
     from glmvae.families import Family, Support
 
-# Rows looked at together.
+# Rows.
 _BLOCK = 1000
 
 
@@ -105,7 +105,7 @@ def finite(value: Array, name: str) -> Array:
 def in_support(x: Array, family: Family, name: str) -> Array:
     """x, every entry of which the family can produce (or read as a proportion)."""
     if not concrete((x, family)):
-        return x
+        return finite(x, name)
     columns_of(x, family, name)
     if not holds(x, family.support):
         finite(x, name)
@@ -172,7 +172,7 @@ def rows_of(x: Any, family: Family, columns: int | None = None, name: str = "x")
     _family(family)
     array = numeric(x, name)
     if array.ndim == 2 and 0 not in array.shape:
-        in_support(array, family, name) if concrete(family) else finite(array, name)
+        in_support(array, family, name)
     return _shaped(array, name, columns)
 
 

@@ -141,8 +141,8 @@ def refine(
     ``"exact"`` reaches a stationary point of the exact ELBO to within the tolerance, not proven global.
     Nothing is returned that is worse than the null model.
 
-    Cost: ``"column"`` O(d^3) a round. Others O(N d kappa^2) a round, in blocks: beside x, and the posteriors some eight
-    times over (old, new, tried), the memory does not grow with N.
+    Cost: ``"column"`` O(d^3) a round. Others O(N d kappa^2) a round, in blocks: beside x and several copies of the
+    posteriors (old, new, tried) the memory does not grow with N.
 
     Example:
         >>> import numpy as np
