@@ -12,31 +12,47 @@ from typing import Any
 
 import jax
 
-from benchmarks import nets, optimum, problems, refined, report
+from benchmarks import comparison, first_call, full_size, nets, optimum, packages, problems, refined, report, under_load
 from benchmarks.problems import Problem
+from benchmarks.reproduce import command as reproduce
 
-#: A page says which kappas it runs (``LATENT_DIMS``; the first with ``--quick``), how many units of progress it has
-#: (``total``), fills the result (``measure``), and shows it (``table``, ``draw``).
-PAGES: dict[str, Any] = {"optimum": optimum, "refined": refined, "nets": nets}
+#: A page says which kappas it runs (``LATENT_DIMS``; the first with ``--quick``) and on which data (``DATA``, and
+#: ``QUICK_DATA``, empty where there is no quick form), how many units of progress it has (``total``), fills the result
+#: (``measure``), and shows it (``table``, ``draw``).
+PAGES: dict[str, Any] = {
+    "optimum": optimum,
+    "refined": refined,
+    "nets": nets,
+    "comparison": comparison,
+    "first-call": first_call,
+    "under-load": under_load,
+    "full-size": full_size,
+}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, ``--quick`` worked in; ends the program on bad ones."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__,
+        epilog="python -m benchmarks reproduce: the paper's simulations at full length, for hours; see its --help.",
+    )  # fmt: skip
     parser.add_argument(
         "page", nargs="?", choices=PAGES, default="optimum",
         help="optimum (the default): the closed form against training; refined: bounds and the exact optimum beyond "
-        "it; nets: three starts of Flax nets, activities over beta, speed",
+        "it; nets: three starts of Flax nets, activities over beta, speed; comparison: from a table to factors, a "
+        "held-out score and a plot, beside other libraries; first-call: what a fresh process waits for; under-load: "
+        "the closed form beside busy processes; full-size: the exact optimum of all of MNIST",
     )  # fmt: skip
     parser.add_argument(
-        "--data", nargs="+", choices=problems.NAMES, metavar="NAME",
-        help=f"of {', '.join(problems.NAMES)}; default: the first two, and the others where found (GLMVAE_DATA_DIR)",
+        "--data", nargs="+", choices=(*problems.NAMES, problems.COUNTS), metavar="NAME",
+        help=f"of {', '.join((*problems.NAMES, problems.COUNTS))}; default: those of the page, without what is not "
+        "found (GLMVAE_DATA_DIR)",
     )  # fmt: skip
     parser.add_argument(
         "--latent-dims", nargs="+", type=_positive, metavar="KAPPA",
         help="default: " + "; ".join(f"{name} {' '.join(map(str, p.LATENT_DIMS))}" for name, p in PAGES.items()),
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a short run: digits and synthetic, one kappa, few steps")
+    parser.add_argument("--quick", action="store_true", help="a short run: small data, one kappa, few steps")
     parser.add_argument(
         "--peers", action="store_true",
         help="also time, where installed: scikit-learn's PCA (optimum); PlnPCA, logisticpca and glmpca (refined); "
@@ -48,9 +64,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="where PAGE.json and PAGE.png go; default: %(default)s",
     )  # fmt: skip
     options = parser.parse_args(arguments)
+    page = PAGES[options.page]
+    if options.quick and not page.QUICK_DATA:
+        parser.error(f"--quick: {options.page} has no quick form")
     options.asked_for = options.data is not None
-    options.data = list(dict.fromkeys(options.data or (problems.QUICK_NAMES if options.quick else problems.NAMES)))
-    kappas = PAGES[options.page].LATENT_DIMS
+    options.data = list(dict.fromkeys(options.data or (page.QUICK_DATA if options.quick else page.DATA)))
+    kappas = page.LATENT_DIMS
     options.latent_dims = sorted(set(options.latent_dims or (kappas[:1] if options.quick else kappas)))
     return options
 
@@ -64,6 +83,9 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a page; 0, or 130 when it was interrupted (what is done is kept), or 2 for bad options."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["reproduce"]:
+        return reproduce.main(arguments[1:])
     options = parse(arguments)
     with jax.enable_x64(False):
         try:
@@ -98,8 +120,6 @@ def load(options: argparse.Namespace) -> tuple[list[Problem], dict[str, str]]:
 
 
 def _run(options: argparse.Namespace, found: list[Problem], missing: dict[str, str]) -> int:
-    from tqdm import tqdm
-
     page = PAGES[options.page]
     began = time.perf_counter()
     result: dict[str, Any] = {
@@ -115,8 +135,9 @@ def _run(options: argparse.Namespace, found: list[Problem], missing: dict[str, s
         "rows": [],
     }
     try:
-        with tqdm(total=page.total(found, options), unit="run", miniters=0, dynamic_ncols=True) as bar:
-            page.measure(found, options, result, bar)
+        bar = packages.needed("tqdm").tqdm
+        with bar(total=page.total(found, options), unit="run", miniters=0, dynamic_ncols=True) as shown:
+            page.measure(found, options, result, shown)
     except KeyboardInterrupt:
         result["interrupted"] = True
     result["total_seconds"] = time.perf_counter() - began
@@ -125,6 +146,8 @@ def _run(options: argparse.Namespace, found: list[Problem], missing: dict[str, s
         print(page.table(result))
         written.append(report.write_png(options.output, options.page, page.draw(result)))
     print(f"\n{'Interrupted' if result['interrupted'] else 'Done'} after {result['total_seconds']:.0f} s:", *written)
+    if busy := report.busy(result):
+        print(busy)
     return 130 if result["interrupted"] else 0
 
 

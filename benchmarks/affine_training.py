@@ -18,7 +18,6 @@ The comparison is meant to be fair to training:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +27,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from glmvae import Moments, Posterior
+from benchmarks.timing import timed
+from glmvae import Affine, AffineModel, Moments, Objective, Posterior
 from glmvae.expansion import expand_rows, working_response, working_weight
 from glmvae.families import Family
 
@@ -93,7 +93,12 @@ def encoder(model: Model, family: Family, mean: Array) -> tuple[Array, Array]:
 def posterior_of(model: Model, family: Family, mean: Array, x: Array) -> Posterior:
     """q of every row, as :mod:`glmvae` takes it."""
     weight, bias = encoder(model, family, mean)
-    return Posterior(x @ weight.T + bias, jnp.diag(jnp.exp(model.log_variance)))
+    return Posterior(x @ weight.T + bias, jnp.diag(jnp.exp(model.log_variance))[None])
+
+
+def affine_model(model: Model, family: Family) -> AffineModel:
+    """Decoder, family and dispersion as :mod:`glmvae` takes them."""
+    return AffineModel(Affine(model.loadings, model.intercept), Objective(family, dispersion=dispersion(model)))
 
 
 def dispersion(model: Model) -> Array:
@@ -108,7 +113,7 @@ def objective(model: Model, family: Family, mean: Array, x: Array) -> Array:
     weight, bias = encoder(model, family, mean)
     z = x @ weight.T + bias
     variance = jnp.exp(model.log_variance)
-    quadratic = expand_rows(x, family, jnp.zeros_like(mean), dispersion(model))
+    quadratic = expand_rows(x, family, jnp.zeros_like(mean)[None], dispersion(model))
     expected = jnp.sum(quadratic(z @ model.loadings.T + model.intercept)) / x.shape[0]
     spread = jnp.sum(quadratic.weight * (model.loadings**2 @ variance))
     return expected - 0.5 * spread - _kl(model, jnp.sum(z**2) / x.shape[0])
@@ -208,9 +213,8 @@ def train(
 
     def chunk(state: tuple[Model, Any], rate: float, done: int) -> tuple[float, tuple[Model, Any]]:
         args = (state, x, family, data.mean, batch_key, jnp.asarray(rate, x.dtype), jnp.asarray(done))
-        before = time.perf_counter()
-        state = jax.block_until_ready(_train_chunk(*args, num_steps=CHUNK))
-        return time.perf_counter() - before, state
+        state, seconds, _ = timed(lambda: _train_chunk(*args, num_steps=CHUNK))
+        return seconds, state
 
     def gap(model: Model) -> float:
         return float(_gap(model, family, data, optimum))

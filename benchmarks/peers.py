@@ -1,44 +1,23 @@
-"""Beside other packages' low-rank models of the same data: PlnPCA (pyPLNmodels), glmpca and logisticpca.
+"""Other packages' low-rank models of counts and of binary data: PlnPCA (pyPLNmodels), glmpca and logisticpca.
 
-They maximise different things, so each is scored by what is theirs and by what is ours:
-
-    refine        the exact beta-ELBO at beta 1, a full Gaussian posterior a row
-    PlnPCA        the same ELBO, a diagonal posterior a row, with Stirling's approximation of log x! in what it reports
-    glmpca        half the deviance plus half the penalty times the squares of factors and loadings: no posterior
-    logisticpca   the deviance alone, the scores a projection of saturated parameters +-m: no posterior
-
-Deviance is of fitted means, 2 (log p of the saturated model less log p) an entry; ours are at the posterior means,
-which the prior shrinks. The exact ELBO is taken in float64. A model without posteriors gets factors of mean 0 and
-covariance I, and the best posteriors. What is not installed is left out.
+What is not installed is None. :mod:`benchmarks.contest` scores them beside ours.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
-import io
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.report import aligned, duration
-from glmvae import Posterior, RefinedOptimum, elbo_exact, fit, refine, refined_posterior
-from glmvae.families import Bernoulli, Family, Poisson
+from benchmarks import packages
+from benchmarks.timing import timed
 
 COUNTS = ("oaks", "microcosm")
-RANKS = (2, 5)
 ITERATIONS = 2000
-#: Where our ascents of counts start; the best is ours, and the seconds are of all.
-STARTS = ("zero", "null")
 # Of glmpca, whose own is 1: the next one where it diverges.
 PENALTIES = (1, 10, 100, 1000)
-_STEPS = 500
 
 
 class PlnFit(NamedTuple):
@@ -63,57 +42,31 @@ class FactorFit(NamedTuple):
     seconds: float
 
 
-class Ours(NamedTuple):
-    """The best of our starts, and the seconds that all of them took, first and warm."""
-
-    optimum: RefinedOptimum
-    start: str
-    cold_seconds: float
-    seconds: float
-
-
-def _module(name: str, *needs: str) -> Any | None:
-    """A module, or None where it or what it fails to require is not installed."""
-    if any(importlib.util.find_spec(part) is None for part in (name.partition(".")[0], *needs)):
-        return None
-    with _quiet():
-        return importlib.import_module(name)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what others print and warn of."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
 def counts(name: str) -> np.ndarray | None:
     """The counts "oaks" or "microcosm" of pyPLNmodels, float32, without columns that are 0 everywhere."""
-    package = _module("pyPLNmodels", "pkg_resources")
+    package = packages.peer("pyPLNmodels", "pkg_resources")
     if package is None:
         return None
-    with _quiet():
+    with packages.quiet():
         x = getattr(package, f"load_{name}")()["endog"].to_numpy().astype(np.float32)
     return x[:, x.sum(axis=0) > 0]
 
 
 def pln_pca(x: np.ndarray, rank: int, *, iterations: int = ITERATIONS, seed: int = 0) -> PlnFit | None:
     """PlnPCA with an intercept and no offset; a tolerance of 0 never stops it."""
-    package = _module("pyPLNmodels", "pkg_resources")
+    package = packages.peer("pyPLNmodels", "pkg_resources")
     if package is None:
         return None
-    torch = importlib.import_module("torch")
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        start = time.perf_counter()
+    torch: Any = packages.peer("torch")
+
+    def run() -> Any:
         model = package.PlnPCA(x, rank=rank, compute_offsets_method="zero", add_const=True)
         model.fit(maxiter=iterations, tol=0.0)
-        seconds = time.perf_counter() - start
+        return model
+
+    with packages.quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, seconds, _ = timed(run)
         tensors = (model.components, model.coef[0], model.latent_mean, model.latent_variance)
         w, b, mean, variance = (a.double().numpy() for a in tensors)
         own = float(model.compute_elbo()) / len(x)
@@ -123,27 +76,25 @@ def pln_pca(x: np.ndarray, rank: int, *, iterations: int = ITERATIONS, seed: int
 
 def logistic_pca(x: np.ndarray, rank: int) -> FactorFit | None:
     """logisticpca as it comes (m = 4)."""
-    package = _module("logisticpca")
+    package = packages.peer("logisticpca")
     if package is None:
         return None
-    start = time.perf_counter()
-    model = package.LogisticPCA(n_components=rank).fit(x)
-    return FactorFit(model.U_, model.mu_, model.scores_, f"m {model.m_:g}", time.perf_counter() - start)
+    model, seconds, _ = timed(lambda: package.LogisticPCA(n_components=rank).fit(x))
+    return FactorFit(model.U_, model.mu_, model.scores_, f"m {model.m_:g}", seconds)
 
 
 def glm_pca(x: np.ndarray, rank: int, *, seed: int = 0) -> FactorFit | None:
     """glmpca, Poisson, size factors 1, the first of :data:`PENALTIES` at which it stays finite; None if none does."""
-    package = _module("glmpca.glmpca", "statsmodels")
+    package = packages.peer("glmpca.glmpca", "statsmodels")
     if package is None:
         return None
+    rows: dict[str, Any] = {"fam": "poi", "sz": np.ones(len(x))}
     state = np.random.get_state()  # noqa: NPY002 - the generator it draws from
     try:
         for penalty in PENALTIES:
             np.random.seed(seed)  # noqa: NPY002
-            start = time.perf_counter()
-            with _quiet(), contextlib.suppress(package.GlmpcaError):
-                found = package.glmpca(x.T.astype(float), rank, fam="poi", penalty=penalty, sz=np.ones(len(x)))
-                seconds = time.perf_counter() - start
+            with packages.quiet(), contextlib.suppress(package.GlmpcaError):
+                found, seconds, _ = timed(lambda p=penalty: package.glmpca(x.T.astype(float), rank, penalty=p, **rows))  # type: ignore[misc]
                 intercept = found["coefX"][:, 0]
                 return FactorFit(found["loadings"], intercept, found["factors"], f"penalty {penalty}", seconds)
     finally:
@@ -151,9 +102,9 @@ def glm_pca(x: np.ndarray, rank: int, *, seed: int = 0) -> FactorFit | None:
     return None
 
 
-def _faster(run: Callable[[], Any]) -> Any:
+def faster(run: Callable[[], Any]) -> Any:
     """The faster of a fit with one thread and one with all: at these sizes threads often cost more than they save."""
-    threads = _module("threadpoolctl")
+    threads = packages.peer("threadpoolctl")
     alone = None
     if threads is not None:
         with threads.threadpool_limits(1):
@@ -162,152 +113,7 @@ def _faster(run: Callable[[], Any]) -> Any:
     return found if alone is None or found is None else min(alone, found, key=lambda fit: fit.seconds)
 
 
-def ours(x: np.ndarray, family: Family, rank: int, starts: tuple[str, ...] = STARTS) -> Ours:
-    """``refine(fit(x, expand_at=...), x)`` from every start, in float64."""
-
-    def run() -> list[RefinedOptimum]:
-        found = [refine(fit(data, family, rank, expand_at=at), data, family) for at in starts]
-        return jax.block_until_ready(found)
-
-    jax.clear_caches()
-    with jax.enable_x64(True):
-        data = jnp.asarray(x, jnp.float64)
-        cold, _ = _timed(run)
-        warm, found = _timed(run)
-    best = max(range(len(starts)), key=lambda i: float(found[i].elbo))
-    return Ours(found[best], starts[best], cold, warm)
-
-
-def passing(x: np.ndarray, family: Family, rank: int, found: Ours, target: float) -> tuple[int, float, float] | None:
-    """Rounds from that start until the ELBO exceeds ``target``, the ELBO then and the warm seconds of just these."""
-    above = np.flatnonzero(np.asarray(found.optimum.history) > target)
-    if not above.size:
-        return None
-    rounds = max(int(above[0]), 1)
-    with jax.enable_x64(True):
-        data = jnp.asarray(x, jnp.float64)
-
-        def run() -> RefinedOptimum:
-            start = fit(data, family, rank, expand_at=found.start)
-            return jax.block_until_ready(refine(start, data, family, max_rounds=rounds))
-
-        run()
-        seconds, optimum = _timed(run)
-    return rounds, float(optimum.elbo), seconds
-
-
-def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    value = run()
-    return time.perf_counter() - start, value
-
-
-def score(loadings: Any, intercept: Any, x: Any, q: Posterior | None, family: Family) -> tuple[float, float]:
-    """The exact ELBO, nats per row in float64: with the given posteriors (NaN if None), and with the best.
-
-    Where a given posterior is better than the one that was found for that row, it stands for it. A given covariance
-    that is not positive definite makes the first NaN: an ELBO that was claimed for it is then not confirmed.
-    """
-    with jax.enable_x64(True):
-        w, b, x = (jnp.asarray(np.asarray(a), jnp.float64) for a in (loadings, intercept, x))
-        start = fit(x, family, w.shape[1])._replace(loadings=w, intercept=b)
-        best = elbo_exact(w, b, x, refined_posterior(start, x, family, max_steps=_STEPS), family)
-        if q is None:
-            return float("nan"), float(jnp.mean(best))
-        given = elbo_exact(w, b, x, jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), q), family)
-        return float(jnp.mean(given)), float(jnp.mean(jnp.where(given > best, given, best)))
-
-
-def score_pln(found: PlnFit, x: np.ndarray) -> tuple[float, float]:
-    """:func:`score` of PlnPCA."""
-    covariance: Any = found.variance[:, :, None] * np.eye(found.variance.shape[1])
-    mean: Any = found.mean
-    return score(found.loadings, found.intercept, x, Posterior(mean, covariance), Poisson())
-
-
-def standardised(found: FactorFit) -> tuple[np.ndarray, np.ndarray]:
-    """Loadings and intercept of the same model with factors of mean 0 and covariance I."""
-    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(found.factors.T, bias=True)))
-    loadings = found.loadings @ vectors * np.sqrt(np.maximum(values, 0.0))
-    return loadings, found.intercept + found.loadings @ found.factors.mean(axis=0)
-
-
-def deviance(x: np.ndarray, loadings: Any, intercept: Any, factors: Any, family: Family) -> float:
-    """Of an entry, at eta = factors @ loadings.T + intercept."""
-    x, w, b, z = (np.asarray(a, np.float64) for a in (x, loadings, intercept, factors))
-    eta = z @ w.T + b
-    if isinstance(family, Poisson):
-        return float(2 * np.mean(x * (np.log(np.where(x > 0, x, 1.0)) - eta) - x + np.exp(eta)))
-    return float(2 * np.mean(np.logaddexp(0.0, eta) - x * eta))
-
-
-def compare(data: tuple[str, ...] = (*COUNTS, "digits"), ranks: tuple[int, ...] = RANKS) -> list[dict[str, Any]]:
-    """A row for every data set, rank, peer and value; those of peers that are not installed are left out."""
-    sets = [(name, _digits() if name == "digits" else counts(name)) for name in data]
-    return [row for name, x in sets if x is not None for rank in ranks for row in _compared(name, x, rank)]
-
-
-def _digits() -> np.ndarray | None:
+def digits() -> np.ndarray | None:
     """digits > 7, 1797 x 64."""
-    sets = _module("sklearn.datasets")
+    sets = packages.peer("sklearn.datasets")
     return None if sets is None else (sets.load_digits().data > 7).astype(np.float32)
-
-
-def _compared(name: str, x: np.ndarray, rank: int) -> list[dict[str, Any]]:
-    binary = name == "digits"
-    family: Family = Bernoulli() if binary else Poisson()
-    pln = None if binary else _faster(lambda: pln_pca(x, rank))
-    peer, fit_peer = ("logisticpca", logistic_pca) if binary else ("glmpca", glm_pca)
-    factors = _faster(lambda: fit_peer(x, rank))
-    if pln is None and factors is None:
-        return []
-    found = ours(x, family, rank, STARTS[:1] if binary else STARTS)
-    best, start, cold, warm = found
-    assert best.rows is not None
-    given, refined = score(best.loadings, best.intercept, x, best.rows, family)
-    about = f"ours from {start}, {best.history.shape[0] - 1} rounds{'' if best.converged else ', not converged'}"
-    shared = {"data": name, "rank": rank, "rows": x.shape[0], "columns": x.shape[1]}
-    shared |= {"our_seconds": warm, "our_cold_seconds": cold, "our_note": about}
-
-    def row(peer: str, value: str, mine: float, theirs: float, seconds: float, note: str) -> dict[str, Any]:
-        times = {"their_seconds": seconds, "ratio": warm / seconds}
-        return shared | {"peer": peer, "value": value, "ours": mine, "theirs": theirs, **times, "note": note}
-
-    rows = []
-    if pln is not None:
-        theirs, theirs_best = score_pln(pln, x)
-        note = f"{pln.iterations} iterations; it reports {pln.own_elbo:.3f}, {pln.own_elbo - theirs:.3f} too high"
-        rows.append(row("PlnPCA", "elbo", given, theirs, pln.seconds, note))
-        rows.append(row("PlnPCA", "elbo, best q", refined, theirs_best, pln.seconds, "its decoder alone"))
-        passed = passing(x, family, rank, found, theirs)
-        if passed is not None:
-            rounds, value, seconds = passed
-            note = f"as soon as it is above, after {rounds} rounds"
-            late = row("PlnPCA", "elbo, first above", value, theirs, pln.seconds, note)
-            rows.append(late | {"our_seconds": seconds, "ratio": seconds / pln.seconds})
-    if factors is not None:
-        mine = deviance(x, best.loadings, best.intercept, best.rows.mean, family)
-        theirs = deviance(x, factors.loadings, factors.intercept, factors.factors, family)
-        rows.append(row(peer, "deviance", mine, theirs, factors.seconds, factors.note))
-        theirs = score(*standardised(factors), x, None, family)[1]
-        rows.append(row(peer, "elbo, best q", refined, theirs, factors.seconds, factors.note))
-    return rows
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """One line a row."""
-    head = ["data", "peer", "value", "rank", "shape", "ours", "theirs", "ours in", "cold", "theirs in", "ratio"]
-    lines = []
-    for row in rows:
-        line = [row["data"], row["peer"], row["value"], str(row["rank"]), f"{row['rows']} x {row['columns']}"]
-        line += [f"{row[key]:.3f}" for key in ("ours", "theirs")]
-        line += [duration(row[key]) for key in ("our_seconds", "our_cold_seconds", "their_seconds")]
-        lines.append([*line, f"{row['ratio']:.3f}"])
-    text = aligned(head, lines, left=3, split=5, banner=None).splitlines()
-    text[2:] = [f"{line}  {row['note']}; {row['our_note']}" for line, row in zip(text[2:], rows, strict=True)]
-    return "\n".join(text) + (
-        "\n\nelbo: exact, nats per row, higher is better; best q: the decoder with its best posteriors.\n"
-        "deviance: of an entry, lower is better. PlnPCA maximises the ELBO too, glmpca a penalised likelihood,\n"
-        "logisticpca a likelihood. Ours: the best of all starts, the time of all of them;\n"
-        "theirs: the faster of one thread and all."
-    )

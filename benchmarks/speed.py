@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import packages
+from benchmarks.timing import Clock, clocked, in_turn, ratio, timed
 from glmvae import nets, training
 from glmvae.families import Bernoulli
 
 Bare = tuple[list[tuple[jax.Array, jax.Array]], Any, Any, jax.Array]
+#: Edge of the square matrices whose product says what the machine can do, and products a call.
+_EDGE, _PRODUCTS = 1024, 10
 
 
 def step_time(
@@ -31,41 +33,18 @@ def step_time(
 ) -> dict[str, Any]:
     """Median seconds a step of the library, of bare JAX and, if wanted and installed, of PyTorch, interleaved.
 
-    So many steps at a time as a chunk of ``training.train`` has, since a run begins with checks and copies of the data
-    and the net, which are no part of a step.
+    ``steps`` steps at a time: enough of them that a call takes tenths of a second. The library's are those of the
+    second chunk of a run, which begins with checks and copies of the data and the net that are no part of a step.
     """
     x = jax.random.uniform(jax.random.key(0), (20 * batch_size, columns))
     wide, narrow = widths
-    vae = nets.deep(
-        jax.random.key(1),
-        columns,
-        latent_dim,
-        Bernoulli(),
-        encoder_widths=(wide, narrow),
-        decoder_widths=(narrow, wide),
-        dtype=jnp.float32,
-    )
     shapes = [(columns, wide), (wide, narrow), (narrow, latent_dim), (narrow, latent_dim)]
     shapes += [(latent_dim, narrow), (narrow, wide), (wide, columns)]
-    edge = 1024
-    square = jax.random.normal(jax.random.key(2), (edge, edge))
-    multiply = jax.jit(jnp.matmul)
-
-    contestants: dict[str, Callable[[], Any]] = {
-        "glmvae": _ours(vae, x, batch_size, steps),
-        "bare": _bare(shapes, x, batch_size, steps),
-        "adam": _adam(shapes, steps),
-        "matmul": lambda: jax.block_until_ready([multiply(square, square) for _ in range(10)]),
-    }
-    if peers and importlib.util.find_spec("torch"):
-        contestants["torch"] = _torch(shapes, np.asarray(x), batch_size, steps)
-    compile_seconds = {name: _seconds(f) for name, f in contestants.items()}
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, f in contestants.items():
-            times[name].append(_seconds(f))
+    contestants = _contestants(shapes, x, batch_size, steps, peers)
+    first = {name: timed(run).seconds for name, run in contestants.items()}
+    times = in_turn(contestants, rounds=repeats)
     median = {name: statistics.median(values) for name, values in times.items()}
-    rate = 10 * 2 * edge**3 / median["matmul"]
+    rate = _PRODUCTS * 2 * _EDGE**3 / median["matmul"]
     # a forward product, and two backward: one for the weights, one for the layer below (the first layer has none)
     products = sum(rows * outputs for rows, outputs in shapes)
     work = 2 * batch_size * (3 * products - shapes[0][0] * shapes[0][1])
@@ -73,35 +52,57 @@ def step_time(
     result = {
         "net": "-".join(str(w) for w in (columns, wide, narrow, latent_dim, narrow, wide, columns)),
         "batch_size": batch_size,
+        "steps": steps,
         "seconds": ours,
         "bare_seconds": median["bare"] / steps,
-        "ratio_to_bare": _ratio(times["glmvae"], times["bare"]),
+        "ratio_to_bare": ratio(times["glmvae"], times["bare"]),
         "matmul_gflops": rate / 1e9,
         "share_of_matmul_rate": work / ours / rate,
         "adam_seconds": median["adam"] / steps,
         "parts_seconds": work / rate + median["adam"] / steps,
-        "first_call_seconds": compile_seconds["glmvae"],
+        "first_call_seconds": first["glmvae"],
     }
     if "torch" in median:
         result["torch_seconds"] = median["torch"] / steps
-        result["speed_over_torch"] = _ratio(times["torch"], times["glmvae"])
+        result["speed_over_torch"] = ratio(times["torch"], times["glmvae"])
     return result
 
 
-def _ratio(these: list[float], those: list[float]) -> float:
-    """The median over rounds, each of which times both."""
-    return statistics.median(a / b for a, b in zip(these, those, strict=True))
+def _contestants(
+    shapes: list[tuple[int, int]], x: jax.Array, batch_size: int, steps: int, peers: bool
+) -> dict[str, Callable[[], float]]:
+    """What is timed: each returns the seconds of ``steps`` steps, or of the products."""
+    square = jax.random.normal(jax.random.key(2), (_EDGE, _EDGE))
+    multiply = jax.jit(jnp.matmul)
+    found = {
+        "glmvae": _ours(shapes, x, batch_size, steps),
+        "bare": clocked(_bare(shapes, x, batch_size, steps)),
+        "adam": clocked(_adam(shapes, steps)),
+        "matmul": clocked(lambda: [multiply(square, square) for _ in range(_PRODUCTS)]),
+    }
+    if peers and packages.peer("torch") is not None:
+        found["torch"] = clocked(_torch(shapes, np.asarray(x), batch_size, steps))
+    return found
 
 
-def _seconds(f: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
+def _ours(shapes: list[tuple[int, int]], x: jax.Array, batch_size: int, steps: int) -> Callable[[], float]:
+    (columns, wide), (_, narrow), (_, latent_dim) = shapes[:3]
+    widths: dict[str, Any] = {"encoder_widths": (wide, narrow), "decoder_widths": (narrow, wide)}
+    vae = nets.deep(jax.random.key(1), columns, latent_dim, Bernoulli(), dtype=jnp.float32, **widths)
+    settings: dict[str, Any] = {"steps": 2 * steps, "chunk_size": steps, "batch_size": batch_size}
 
+    def run() -> float:
+        clock = Clock()
+        laps: list[float] = []
 
-def _ours(vae: nets.VAE, x: jax.Array, batch_size: int, steps: int) -> Callable[[], Any]:
-    settings: dict[str, Any] = {"steps": steps, "chunk_size": steps, "batch_size": batch_size}
-    return lambda: training.train(jax.random.key(0), vae, x, **settings)
+        def after_chunk(run: training.Run) -> None:
+            jax.block_until_ready(run.vae.output_layer.kernel[...])
+            laps.append(clock.lap()[0])
+
+        training.train(jax.random.key(0), vae, x, callbacks=[after_chunk], **settings)
+        return laps[1]
+
+    return run
 
 
 def _bare(shapes: list[tuple[int, int]], x: jax.Array, batch_size: int, steps: int) -> Callable[[], Any]:
@@ -140,7 +141,7 @@ def _bare(shapes: list[tuple[int, int]], x: jax.Array, batch_size: int, steps: i
 
     zeros = jax.tree.map(jnp.zeros_like, start)
     state = (start, zeros, zeros, jnp.zeros(()))
-    return lambda: jax.block_until_ready(loop(state, x, jax.random.key(0)))
+    return lambda: loop(state, x, jax.random.key(0))
 
 
 def _adam(shapes: list[tuple[int, int]], steps: int) -> Callable[[], Any]:
@@ -156,12 +157,12 @@ def _adam(shapes: list[tuple[int, int]], steps: int) -> Callable[[], Any]:
         return jax.lax.fori_loop(0, steps, body, (weights, memory))
 
     memory = training.ADAM.init(weights)
-    return lambda: jax.block_until_ready(loop(weights, memory, weights))
+    return lambda: loop(weights, memory, weights)
 
 
 def _torch(shapes: list[tuple[int, int]], x: np.ndarray, batch_size: int, steps: int) -> Callable[[], Any]:
     """The same net in PyTorch, eager, with its fused Adam."""
-    torch = importlib.import_module("torch")
+    torch: Any = packages.peer("torch")
     functional = torch.nn.functional
     layers = torch.nn.ModuleList([torch.nn.Linear(*s) for s in shapes])
     for layer in layers:

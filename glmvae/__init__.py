@@ -1,42 +1,84 @@
 """glmvae: what a beta-VAE will do with your data, in closed form, before any training.
 
-The public names, grouped by module. Families live in :mod:`glmvae.families`, data sets in :mod:`glmvae.datasets`.
+One idea: the decoder is a GLM, so a second-order expansion of its log-likelihood in the linear predictor is one IRLS
+step, and the beta-ELBO becomes probabilistic PCA of the working responses. The concepts, each in one place, from the
+first to the last (a module imports only from those above it):
+
+    families/              Family: the observation model of a column, and all that is known of it
+    rows, sources          Rows: data with all that differs from row to row; Source: where they come from, in pieces
+    blocks, stores         the loop over rows: one function of a block, an associative sum; Store: what rows keep
+    model                  Objective (family, beta, dispersion), Affine (a decoder), AffineModel (the two), Posterior
+    statistics             Moments: one pass, mergeable, weighted (centring, residuals, moment_checks: its parts)
+    expansion, quadratics  the quadratic at eta0: working response, weight, constant
+    spectral, solution     Spectrum: one decomposition, asked for any latent_dim, beta and dispersion (decomposition)
+    optimum, encoding      fit; posterior
+    pruning                activity, onset of collapse, betas for a number of units
+    elbo, decoders         the beta-ELBO of an affine decoder, exact or expanded; of any decoder (decoding)
+    bounds, brackets       what an expansion leaves out; the ELBO enclosed
+    jaakkola, ascent/      beyond the closed form: tighten from moments, refine and best_posterior from rows (refined)
+    likelihood, tradeoff   held-out likelihood; rate and distortion
+    factors                explained variance, rotation
+    diagnosis, report      what a user asks: diagnose (noise, null_model); conventions, presets: loss_convention
+    plots, datasets        pictures, data
+    nets, training, ...    Flax and optax, imported on their own: autoencoder, layers, nets, initializers, preparation;
+                           steps, runs, training, callbacks; monitor
+
+A new family is one class in a file of its own, a new bound one ``terms`` function (:mod:`glmvae.ascent.terms`), a new
+source of rows one class (:mod:`glmvae.sources`), a new way to run the loop one branch of :func:`glmvae.blocks.sweep`,
+an estimator a module at the end of the list.
 """
 
 from glmvae import families as families
-from glmvae.bracket import bracket as bracket
-from glmvae.diagnosis import Diagnosis as Diagnosis
+from glmvae.ascent import best_posterior as best_posterior
+from glmvae.ascent import refine as refine
+from glmvae.bounds import expected_remainder_bounds as expected_remainder_bounds
+from glmvae.bounds import remainder_bounds as remainder_bounds
+from glmvae.brackets import bracket as bracket
+from glmvae.conventions import LossConvention as LossConvention
+from glmvae.conventions import loss_convention as loss_convention
+from glmvae.decoders import elbo_monte_carlo as elbo_monte_carlo
+from glmvae.decoders import elbo_taylor as elbo_taylor
+from glmvae.decoders import optimal_posterior as optimal_posterior
 from glmvae.diagnosis import diagnose as diagnose
 from glmvae.elbo import affine_posterior as affine_posterior
 from glmvae.elbo import elbo_exact as elbo_exact
-from glmvae.elbo import elbo_monte_carlo as elbo_monte_carlo
 from glmvae.elbo import elbo_profile as elbo_profile
 from glmvae.elbo import elbo_quadratic as elbo_quadratic
-from glmvae.elbo import elbo_taylor as elbo_taylor
-from glmvae.elbo import kl_divergence as kl_divergence
-from glmvae.elbo import optimal_posterior as optimal_posterior
+from glmvae.encoding import Encoder as Encoder
+from glmvae.encoding import posterior as posterior
 from glmvae.expansion import Expansion as Expansion
 from glmvae.expansion import expand as expand
-from glmvae.expansion import expected_remainder_bounds as expected_remainder_bounds
-from glmvae.expansion import remainder_bounds as remainder_bounds
-from glmvae.losses import LOSS_PRESETS as LOSS_PRESETS
-from glmvae.losses import LossConvention as LossConvention
-from glmvae.losses import LossPreset as LossPreset
-from glmvae.losses import loss_convention as loss_convention
-from glmvae.moments import Moments as Moments
-from glmvae.moments import merge as merge
-from glmvae.moments import moments as moments
+from glmvae.factors import ExplainedVariance as ExplainedVariance
+from glmvae.factors import explained_variance as explained_variance
+from glmvae.factors import varimax as varimax
+from glmvae.jaakkola import tighten as tighten
+from glmvae.likelihood import effective_sample_size as effective_sample_size
+from glmvae.likelihood import log_likelihood as log_likelihood
+from glmvae.model import Affine as Affine
+from glmvae.model import AffineModel as AffineModel
+from glmvae.model import Objective as Objective
+from glmvae.model import Posterior as Posterior
+from glmvae.model import kl_divergence as kl_divergence
 from glmvae.optimum import AffineOptimum as AffineOptimum
-from glmvae.optimum import Posterior as Posterior
 from glmvae.optimum import fit as fit
-from glmvae.optimum import gaussian_dispersion as gaussian_dispersion
-from glmvae.optimum import posterior as posterior
+from glmvae.optimum import optimum_at as optimum_at
+from glmvae.presets import LOSS_PRESETS as LOSS_PRESETS
+from glmvae.presets import LossPreset as LossPreset
 from glmvae.pruning import activity as activity
 from glmvae.pruning import activity_path as activity_path
 from glmvae.pruning import beta_for_active_units as beta_for_active_units
 from glmvae.pruning import collapse_onset as collapse_onset
-from glmvae.refine import RefinedOptimum as RefinedOptimum
-from glmvae.refine import refine as refine
-from glmvae.refine import refined_posterior as refined_posterior
+from glmvae.refined import RefinedOptimum as RefinedOptimum
+from glmvae.report import Diagnosis as Diagnosis
+from glmvae.rows import Rows as Rows
+from glmvae.sources import Source as Source
+from glmvae.spectral import Spectrum as Spectrum
+from glmvae.spectral import gaussian_dispersion as gaussian_dispersion
+from glmvae.spectral import spectrum as spectrum
+from glmvae.statistics import Moments as Moments
+from glmvae.statistics import merge as merge
+from glmvae.statistics import moments as moments
+from glmvae.tradeoff import RateDistortion as RateDistortion
+from glmvae.tradeoff import rate_distortion as rate_distortion
 
 __version__ = "0.1.0"

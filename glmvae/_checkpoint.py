@@ -1,61 +1,102 @@
-"""Arrays on disk, replaced as a whole: whoever reads finds the old file or the new one, never a part of one."""
+"""A training run in a file: what it is, and where it stands.
+
+What it is: settings as they are, and hashes of what is computed with. A program (the loss, the optimizer, the schedule)
+can only be compared under the versions of JAX, Flax and optax that it was hashed under; under others a warning says so.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-_SETTINGS = "settings"
+from glmvae import _files, _fingerprint
+
+_FORMAT = 1
 
 
-def save(path: Path, settings: dict[str, Any], tree: Any) -> None:
-    """Write settings and the leaves of a pytree as one npz, without pickle."""
-    arrays = {jax.tree_util.keystr(at): _to_host(leaf) for at, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        np.savez(file, allow_pickle=False, **{_SETTINGS: np.array(json.dumps(settings))}, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+class Identity(NamedTuple):
+    """What a run is.
+
+    Fields:
+        settings: numbers and hashes of arrays, by name.
+        programs: hashes of programs, by what they are called in an error.
+        versions: of the packages that the programs were made with.
+    """
+
+    settings: dict[str, Any]
+    programs: dict[str, str]
+    versions: dict[str, str]
 
 
-def load(path: Path, settings: dict[str, Any], like: Any) -> Any:
-    """The pytree that was saved; its structure is ``like``'s, its settings must be these.
+def pack(identity: Identity, tree: Any) -> bytes:
+    """The content of a checkpoint."""
+    arrays = {jax.tree_util.keystr(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    header = {"format": _FORMAT, **identity._asdict()}
+    return _files.pack(header, {name: _fingerprint.to_host(leaf) for name, leaf in arrays.items()})
+
+
+def load(path: Path, identity: Identity, like: Any) -> Any:
+    """The pytree that was saved, with ``like``'s structure; ``like`` itself where there is no file.
 
     Raises:
-        ValueError: not a checkpoint, or one of other settings; it names the first that differs.
+        ValueError: not a checkpoint, or one of another run; it names the first difference.
+        OSError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = dict(content)
-        saved = json.loads(str(arrays.pop(_SETTINGS)))
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"checkpoint: {path} is not a checkpoint of a training run") from error
-    for name in {**settings, **saved}:
-        if settings.get(name) != saved.get(name):
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return like
+    except OSError as error:
+        raise type(error)(error.errno, f"checkpoint: cannot be read ({error.strerror})", str(path)) from error
+    try:
+        header, arrays = _files.unpack(content)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} is not a checkpoint of a training run: {error}") from error
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"checkpoint: {path} is not a checkpoint of a training run that this version can read")
+    _compare(path, Identity(*(header[name] for name in Identity._fields)), identity)
+    wanted = {jax.tree_util.keystr(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    if different := sorted(set(wanted) ^ set(arrays)):
+        raise ValueError(f"checkpoint: {path} is of another run: only one of the two has {different[0]}")
+    leaves = [_as_before(arrays[name], leaf) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _compare(path: Path, saved: Identity, here: Identity) -> None:
+    for name in {**here.settings, **saved.settings}:
+        was, now = saved.settings.get(name), here.settings.get(name)
+        if was != now:
+            raise ValueError(f"checkpoint: {path} is of another run: {name} was {was!r}, is {now!r}")
+    if saved.versions != here.versions:
+        changed = [
+            f"{name} {saved.versions.get(name)}, here {version}"
+            for name, version in here.versions.items()
+            if saved.versions.get(name) != version
+        ]
+        warnings.warn(
+            f"checkpoint: {path} was written under {'; '.join(changed)}: the run goes on, but not bit for bit, and "
+            f"{', '.join(here.programs)} cannot be compared with what it began with",
+            stacklevel=4,
+        )
+        return
+    for name in {**here.programs, **saved.programs}:
+        was, now = (str(programs.get(name))[:8] for programs in (saved.programs, here.programs))
+        if saved.programs.get(name) != here.programs.get(name):
             raise ValueError(
-                f"checkpoint: {path} is of another run: {name} was {saved.get(name)!r}, is {settings.get(name)!r}"
+                f"checkpoint: {path} is of another run: {name} was another (what it computes, or a number in it; "
+                f"hash {was}, is {now})"
             )
-    return jax.tree_util.tree_map_with_path(lambda at, leaf: _to_device(arrays[jax.tree_util.keystr(at)], leaf), like)
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _to_host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _to_device(array: np.ndarray, like: Any) -> Any:
+def _as_before(array: np.ndarray, like: Any) -> Any:
     if isinstance(like, np.ndarray):
         return array
-    if _is_key(like):
-        return jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(like))
-    return jax.numpy.asarray(array)
+    if isinstance(like, jax.Array) and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+    weak = not array.ndim and like.weak_type  # it takes the precision of what it meets, and must go on to
+    return jnp.asarray(array.item() if weak else array)

@@ -6,6 +6,7 @@ silent and a bad value shows as a documented NaN. Shapes and types are always ch
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import sys
@@ -17,7 +18,8 @@ import numpy as np
 from jax import Array
 
 if TYPE_CHECKING:
-    from glmvae.families import Family, Support
+    from glmvae.families import Family
+    from glmvae.rows import Rows
 
 # Rows.
 _BLOCK = 1000
@@ -28,31 +30,51 @@ def concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
-def holds(value: Array, support: Support | None = None) -> bool:
-    """Whether every entry of a concrete value is finite, or in a support, under a transformation as well."""
-    with jax.ensure_compile_time_eval():
-        return bool(_holds(value, support))
+def at_once() -> contextlib.AbstractContextManager:
+    """A context in which what is done to concrete values is done now, inside somebody's jit too.
+
+    Elsewhere it is none at all: in it a program that is traced would compile its constants one by one.
+    """
+    inside = isinstance(jnp.zeros(()), jax.core.Tracer)
+    return jax.ensure_compile_time_eval() if inside else contextlib.nullcontext()
 
 
-@jax.jit
-def _holds(value: Array, support: Support | None) -> Array:
-    """Block by block, so that nothing of the size of a matrix is made."""
+def compute_dtype(dtype: Any) -> np.dtype:
+    """The precision that data of a dtype are computed in: their own if they float, else JAX's default."""
+    wide = jax.dtypes.canonicalize_dtype(dtype)
+    return np.dtype(
+        wide if wide in (np.dtype("float32"), np.dtype("float64")) else jax.dtypes.canonicalize_dtype(float)
+    )
 
-    def inside(value: Array, support: Support | None) -> Array:
-        return jnp.all(jnp.isfinite(value) if support is None else support.contains(value))
 
-    if value.ndim != 2 or value.shape[0] <= _BLOCK:
-        return inside(value, support)
+def array(value: Any, name: str, kinds: str = "fiub") -> Any:
+    """A NumPy or JAX array of real numbers as it is: no copy, no cast."""
+    if isinstance(value, jax.Array):
+        kind = "b" if value.dtype == bool else "f" if jnp.issubdtype(value.dtype, jnp.floating) else value.dtype.kind
+    else:
+        _refuse_foreign(value, name)
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise TypeError(f"{name}: expected an array of numbers, got rows of unequal length") from error
+        kind = value.dtype.kind
+    if kind not in kinds:
+        what = "booleans" if kinds == "b" else "numbers"
+        raise TypeError(f"{name}: expected an array of {what}, got dtype {value.dtype}")
+    return value
 
-    def so_far(i: Array, held: Array) -> Array:
-        start = jnp.minimum(i * _BLOCK, value.shape[0] - _BLOCK)
 
-        def cut(leaf: Array) -> Array:  # the value, and a bound that has one value an entry
-            return jax.lax.dynamic_slice_in_dim(leaf, start, _BLOCK) if jnp.ndim(leaf) == 2 else leaf
-
-        return held & inside(*jax.tree.map(cut, (value, support)))
-
-    return jax.lax.fori_loop(0, math.ceil(value.shape[0] / _BLOCK), so_far, jnp.asarray(True))
+def _refuse_foreign(value: Any, name: str) -> None:
+    if hasattr(value, "tocsr"):
+        raise TypeError(
+            f"{name}: expected a dense array, got {type(value).__name__}; pass {name}.toarray(), or blocks of it"
+        )
+    if hasattr(value, "obsm") and hasattr(value, "X"):
+        raise TypeError(
+            f"{name}: expected an array, got {type(value).__name__}; pass its .X or one of its .layers, dense"
+        )
+    if value is None or isinstance(value, str | bytes | dict | set) or callable(value):
+        raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__}")
 
 
 def numeric(value: Any, name: str) -> Array:
@@ -62,18 +84,8 @@ def numeric(value: Any, name: str) -> Array:
     """
     if isinstance(value, int | float) and not isinstance(value, np.generic):
         return jnp.asarray(float(value))
-    if not isinstance(value, jax.Array):
-        try:
-            value = np.asarray(value)
-        except ValueError as error:
-            raise TypeError(f"{name}: expected an array of numbers, got rows of unequal length") from error
-        if value.dtype.kind not in "fiub":
-            raise TypeError(f"{name}: expected an array of numbers, got dtype {value.dtype}")
-    if jnp.issubdtype(value.dtype, jnp.complexfloating):
-        raise TypeError(f"{name}: expected real numbers, got dtype {value.dtype}")
-    if value.dtype not in (np.dtype("float32"), np.dtype("float64")):
-        return jnp.asarray(value, jnp.result_type(float))
-    return jnp.asarray(value)
+    value = array(value, name)
+    return jnp.asarray(value, compute_dtype(value.dtype))
 
 
 def family(value: Any, name: str = "family") -> None:
@@ -82,7 +94,8 @@ def family(value: Any, name: str = "family") -> None:
 
     if not isinstance(value, Family):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        raise TypeError(f"{name}: expected a family such as Bernoulli(), got {got}")
+        advice = "; pass its .family" if isinstance(getattr(value, "family", None), Family) else ""
+        raise TypeError(f"{name}: expected a family such as Bernoulli(), got {got}{advice}")
 
 
 def first_index(bad: Any) -> str:
@@ -94,11 +107,17 @@ def _first_value(value: Any, bad: Any) -> str:
     return f"{np.asarray(value)[np.asarray(bad)].ravel()[0]:g}"
 
 
-def finite(value: Array, name: str) -> Array:
-    if concrete(value) and not holds(value):
-        bad = ~np.isfinite(np.asarray(value))
-        where = f" at {first_index(bad)}" if bad.ndim else ""
-        raise ValueError(f"{name}: expected finite numbers, got {_first_value(value, bad)}{where}")
+def finite(value: Any, name: str) -> Any:
+    """The array, every entry of which is finite; looked at a block of rows at a time."""
+    if not concrete(value):
+        return value
+    host = np.asarray(value)
+    for start in range(0, max(len(host) if host.ndim else 1, 1), _BLOCK):
+        part = host[start : start + _BLOCK] if host.ndim else host
+        bad = ~np.isfinite(part)
+        if np.any(bad):
+            origin = (start, *(0,) * (bad.ndim - 1)) if bad.ndim else ()
+            _refuse_first(part, bad, None, origin, name)
     return value
 
 
@@ -106,54 +125,79 @@ def in_support(x: Array, family: Family, name: str) -> Array:
     """x, every entry of which the family can produce (or read as a proportion)."""
     if not concrete((x, family)):
         return finite(x, name)
-    columns_of(x, family, name)
-    if not holds(x, family.support):
+    if x.ndim:
+        columns_of(x.shape[-1], family, name)
+    with at_once():
+        bad = ~np.asarray(family.support.contains(x))
+    if bad.any():
         finite(x, name)
-        with jax.ensure_compile_time_eval():
-            bad = ~np.asarray(family.support.contains(x))
-        where = f" at {first_index(bad)}" if bad.ndim else ""
-        member = family.of_column(int(np.argwhere(bad)[0][-1])) if bad.ndim else family
-        raise ValueError(
-            f"{name}: expected values in the support {member.support} of {member!r}, got {_first_value(x, bad)}{where}"
-        )
+        _refuse_first(np.asarray(x), bad, family, (0,) * bad.ndim, name)
     return x
 
 
-def columns_of(x: Array, family: Family, name: str) -> None:
-    """x has as many columns as the family is for."""
-    columns = family.columns
-    if columns is not None and (not x.ndim or columns != x.shape[-1]):
-        raise ValueError(f"{name}: expected {columns} columns, the number {family!r} is for, got shape {x.shape}")
-    trials = np.shape(getattr(family, "trials", 0))
-    if len(trials) == 2 and trials != x.shape:
-        raise ValueError(f"{name}: expected shape {trials}, that of the trials per entry, got shape {x.shape}")
+def _refuse_first(x: np.ndarray, bad: np.ndarray, family: Family | None, origin: tuple[int, ...], name: str) -> None:
+    index: Any = np.argwhere(bad)[0] if bad.ndim else ()
+    value: Any = x[tuple(index)]
+    where = f" at {[int(i) + o for i, o in zip(index, origin, strict=True)]}" if bad.ndim else ""
+    if family is None or not np.isfinite(value):
+        raise ValueError(f"{name}: expected finite numbers, got {value:g}{where}")
+    member = family.of_column(int(index[-1])) if bad.ndim else family
+    raise ValueError(f"{name}: expected values in the support {member.support} of {member!r}, got {value:g}{where}")
 
 
-def one_a_column(family: Family) -> None:
-    """The family has no parameter per entry, whose averages moments know nothing of."""
-    trials = np.shape(getattr(family, "trials", 0))
-    if len(trials) == 2:
-        raise ValueError(
-            f"family: moments need trials that are a scalar or one a column, got shape {trials}; "
-            'trials per entry are for refine(method="entry" or "exact"), started from fit(x / trials, Bernoulli(), ...)'
-        )
+def refuse_entry(rows: Rows, family: Family | None, first_row: int, name: str) -> None:
+    """Raise for the first entry of some rows that is not finite or out of the support."""
+    from glmvae.blocks import inside
+
+    with at_once():
+        bad = ~np.asarray(inside(rows.map(jnp.asarray), family))
+    if bad.any():
+        _refuse_first(np.asarray(rows.x), bad, family, (first_row, 0), name)
 
 
-def matrix(value: Any, name: str, *, columns: int | None = None, rows: int | None = None) -> Array:
-    """A finite matrix with at least one row and one column."""
-    return finite(_shaped(numeric(value, name), name, columns, rows), name)
+def look_at(rows: Rows, family: Family | None, name: str) -> None:
+    """Raise for the first entry that is not finite or out of the support, where the family can be looked at."""
+    if concrete(family):
+        for start in range(0, rows.num_rows, _BLOCK):
+            refuse_entry(_part(rows, slice(start, start + _BLOCK)), family, start, name)
 
 
-def _shaped(array: Array, name: str, columns: int | None = None, rows: int | None = None) -> Array:
-    if array.ndim != 2:
-        raise ValueError(f"{name}: expected 2 dimensions (rows, columns), got shape {array.shape}")
-    if 0 in array.shape:
-        raise ValueError(f"{name}: expected at least one row and one column, got shape {array.shape}")
-    if columns is not None and array.shape[1] != columns:
-        raise ValueError(f"{name}: expected {columns} columns, got shape {array.shape}")
-    if rows is not None and array.shape[0] != rows:
-        raise ValueError(f"{name}: expected {rows} rows, got shape {array.shape}")
-    return array
+def _part(rows: Rows, part: slice) -> Rows:
+    return rows.map(lambda leaf: leaf if leaf.shape[0] != rows.num_rows else leaf[part])
+
+
+def columns_of(columns: int, family: Family, name: str) -> None:
+    """The family is for that number of columns."""
+    if family.columns not in (None, columns):
+        raise ValueError(f"{name}: expected {family.columns} columns, the number {family!r} is for, got {columns}")
+
+
+def columns_of_optimum(expected: int, columns: int, name: str) -> None:
+    """The data have the optimum's columns."""
+    if columns != expected:
+        raise ValueError(f"{name}: expected {expected} columns, as the optimum has, got {columns}")
+
+
+def matrix(
+    value: Any, name: str, *, columns: int | None = None, rows: int | None = None, empty_columns: bool = False
+) -> Array:
+    """A finite matrix with at least one row and, but for ``empty_columns``, one column."""
+    result = two_dimensional(numeric(value, name), name, empty_columns=empty_columns)
+    if columns is not None and result.shape[1] != columns:
+        raise ValueError(f"{name}: expected {columns} columns, got shape {result.shape}")
+    if rows is not None and result.shape[0] != rows:
+        raise ValueError(f"{name}: expected {rows} rows, got shape {result.shape}")
+    return finite(result, name)
+
+
+def two_dimensional(value: Any, name: str, *, empty_columns: bool = False) -> Any:
+    """An array (rows, columns) that is not empty."""
+    if value.ndim != 2:
+        batches = "; a list of batches goes in as iter(list)" if value.ndim == 3 else ""
+        raise ValueError(f"{name}: expected 2 dimensions (rows, columns), got shape {value.shape}{batches}")
+    if not value.shape[0] or not (value.shape[1] or empty_columns):
+        raise ValueError(f"{name}: expected at least one row and one column, got shape {value.shape}")
+    return value
 
 
 def vector(value: Any, name: str, length: int) -> Array:
@@ -162,18 +206,6 @@ def vector(value: Any, name: str, length: int) -> Array:
     if array.shape != (length,):
         raise ValueError(f"{name}: expected shape ({length},), got shape {array.shape}")
     return finite(array, name)
-
-
-_family = family  # where an argument has the name
-
-
-def rows_of(x: Any, family: Family, columns: int | None = None, name: str = "x") -> Array:
-    """Data: a matrix of observations in the family's support."""
-    _family(family)
-    array = numeric(x, name)
-    if array.ndim == 2 and 0 not in array.shape:
-        in_support(array, family, name)
-    return _shaped(array, name, columns)
 
 
 def integer(value: Any, name: str, least: int = 1) -> int:
@@ -187,6 +219,16 @@ def integer(value: Any, name: str, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value}")
     return value
+
+
+def prng_key(value: Any, name: str) -> Array:
+    """One key of JAX's random numbers, typed or raw."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0:
+        return value
+    if isinstance(value, jax.Array) and value.dtype == jnp.uint32 and value.ndim == 1:
+        return value
+    got = f"{value.dtype} of shape {value.shape}" if isinstance(value, jax.Array) else repr(value)
+    raise TypeError(f"{name}: expected one key such as jax.random.key(0), got {got}")
 
 
 def latent_dim(value: Any, number: int, name: str = "latent_dim", of: str = "columns", least: int = 1) -> int:
@@ -215,25 +257,42 @@ def _refuse(array: np.ndarray, bad: np.ndarray | np.bool_, name: str, expected: 
         raise ValueError(f"{name}: expected {expected}, got {_first_value(array, bad)}{where}")
 
 
-def positive(value: Any, name: str, columns: int | None = None) -> None:
-    """A positive finite number, or one a column where ``columns`` is given."""
+def positive(
+    value: Any, name: str, columns: int | None = None, *, vector: bool = False, dtype: np.dtype | None = None
+) -> Array:
+    """A positive finite number as an array, also in the precision in use; with ``vector`` or ``columns`` one a column.
+
+    In ``dtype`` if there is one; else a scalar stays weakly typed, and takes the precision of the arrays it meets. What
+    is traced and not positive becomes NaN.
+    """
     array = _numbers(value, name)
+    shape = np.shape(value)
+    if len(shape) > (vector or columns is not None) or (shape and columns not in (None, *shape)):
+        many = "(d,)" if columns is None else f"({columns},)"
+        expected = f"a scalar or shape {many}" if vector or columns is not None else "a scalar"
+        raise ValueError(f"{name}: expected {expected}, got shape {shape}")
     if array is None:
-        return
-    allowed = ((),) if columns is None else ((), (columns,))
-    if array.shape not in allowed:
-        expected = "a scalar" if columns is None else f"a scalar or shape ({columns},)"
-        raise ValueError(f"{name}: expected {expected}, got shape {array.shape}")
+        traced = jnp.asarray(value, dtype)
+        traced = traced if jnp.issubdtype(traced.dtype, jnp.floating) else traced.astype(float)
+        return jnp.where(traced > 0, traced, jnp.nan)
     _refuse(array, ~(np.isfinite(array) & (array > 0)), name, "a positive finite number")
+    with at_once(), np.errstate(over="ignore", under="ignore"):
+        if dtype is not None:
+            result = jnp.asarray(array.astype(dtype))
+        else:
+            result = jnp.asarray(float(array)) if not array.ndim else jnp.asarray(array, compute_dtype(array.dtype))
+        rounded = np.asarray(result)
+    least, most = np.finfo(rounded.dtype).tiny, np.finfo(rounded.dtype).max
+    _refuse(array, ~((rounded >= least) & (rounded <= most)), name, f"a number that {rounded.dtype} can hold")
+    return result
 
 
-def at_least(value: Any, least: float, name: str, *, entries: bool = False) -> None:
-    """A finite number, or vector of them, none below ``least``; with ``entries`` a matrix of them too."""
+def at_least(value: Any, least: float, name: str) -> None:
+    """A finite number, or vector of them, none below ``least``."""
     array = _numbers(value, name)
     if array is None:
         return
-    if not (entries and array.ndim == 2):
-        _refuse_matrix(array, name)
+    _refuse_matrix(array, name)
     _refuse(array, ~(np.isfinite(array) & (array >= least)), name, f"a finite number of at least {least:g}")
 
 

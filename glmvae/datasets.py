@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib
 import io
 import math
 import os
@@ -20,7 +19,7 @@ import struct
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from glmvae import _checks
+from glmvae._optional import optional
 from glmvae.families import Bernoulli, Binomial, Family
 
 # Where the public files are: the address of a file is its folder here, then its name.
@@ -143,7 +143,7 @@ def digits() -> Dataset:
         Alpaydin and Kaynak (1998), Optical recognition of handwritten digits, UCI machine learning repository
         (its test part). `sklearn.datasets.load_digits` gives the same rows in the same order.
     """
-    pixels, labels = _extra("sklearn.datasets").load_digits(return_X_y=True)
+    pixels, labels = optional("sklearn.datasets", "digits").load_digits(return_X_y=True)
     num_train = 2 * len(pixels) // 3
     x, labels = pixels.astype(np.float32), labels.astype(np.int32)
     return Dataset("digits", x[:num_train], x[num_train:], Binomial(16), labels[:num_train], labels[num_train:], (8, 8))
@@ -266,18 +266,9 @@ def _unit_interval(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
 
 
-def _extra(module: str) -> Any:
-    """A module of the optional `data` extra."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = "scikit-learn" if module.startswith("sklearn") else module
-        raise ImportError(f'this needs {package}, which is optional: pip install "glmvae[data]"') from error
-
-
 def _data_folder(folder: str | os.PathLike[str] | None) -> Path:
     chosen = folder if folder is not None else os.environ.get("GLMVAE_DATA_DIR") or None
-    return Path(_extra("pooch").os_cache("glmvae") if chosen is None else chosen).expanduser()
+    return Path(optional("pooch", "the cache folder").os_cache("glmvae") if chosen is None else chosen).expanduser()
 
 
 def _fetch(dataset: str, name: str, folder: Path, download: bool) -> np.ndarray:
@@ -298,7 +289,7 @@ def _fetch(dataset: str, name: str, folder: Path, download: bool) -> np.ndarray:
     )
     if not download:
         raise FileNotFoundError(f"there is no {name} in {folder}, and download=False. {advice}")
-    pooch, _ = _extra("pooch"), _extra("tqdm")
+    pooch, _ = optional("pooch", "a download"), optional("tqdm", "a download")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Inside the folder, so that publishing never crosses a file system; gone whatever happens below.

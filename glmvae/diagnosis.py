@@ -1,99 +1,47 @@
 """What a user asks before training: how many latent units will stay active, and at which beta they collapse.
 
 Two rules predict the number of active units, the count of lambda_j > beta in the whitened spectrum: the paper's, with
-the expansion at eta = 0, and that of the null model, with the expansion at the intercept-only GLM, which knows the
-onset of collapse exactly. Both need only the moments of the data. The third answer, the optimum refined beyond the
-expansion, needs the data and some rounds over them.
+the expansion at eta = 0, and that of the null model, which knows the onset of collapse exactly. Both take one
+eigendecomposition each. The third answer, the optimum refined beyond the expansion, needs some rounds over the data.
+
+Of decoders that are not affine, this is what is known. Below the onset collapse is no optimum of any decoder that can
+add a small affine term (though a parametrised net may sit there, its gradients dead). From the onset on it is stable
+whatever the decoder, and something better may still exist.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int
 
 from glmvae import _checks
+from glmvae.ascent import refine as refined_by_rows
+from glmvae.elbo import mean_elbo
 from glmvae.families import Family
-from glmvae.moments import Moments, moments
-from glmvae.optimum import AffineOptimum, fit
-from glmvae.pruning import activity, beta_for_active_units, collapse_onset
-from glmvae.refine import refine as refined_optimum
+from glmvae.jaakkola import tighten
+from glmvae.noise import directions_above_noise
+from glmvae.null_model import NullModel, correlations, null_of_moments, null_of_rows
+from glmvae.optimum import AffineOptimum, optimum_at, posterior
+from glmvae.pruning import activity, betas_leaving
+from glmvae.refined import RefinedOptimum
+from glmvae.report import BROUGHT, above_rounding
+from glmvae.report import Diagnosis as Diagnosis
+from glmvae.residuals import is_bounded
+from glmvae.sources import Source, as_source
+from glmvae.spectral import Spectrum, spectrum_of
+from glmvae.statistics import Moments, as_moments
 
-
-class Diagnosis(NamedTuple):
-    """A report in numbers; ``print`` it to read it.
-
-    Fields:
-        rows: their number, or the sum of their weights.
-        beta, dispersion: as asked for, or as estimated.
-        eigenvalues: (d,) descending, of the whitened covariance at eta = 0; a unit is active above beta.
-        null_eigenvalues: the same at the null model.
-        activity: (kappa,), (21), under the paper's rule.
-        null_activity: under the null-model rule.
-        active_units, null_active_units: their numbers above 0.
-        refined_active_units: the number at the refined optimum; None if not asked for.
-        collapse_onset: the beta from which all units pruned is a local optimum of the exact ELBO.
-        wanted_units: the number for which the next two hold.
-        beta_range, null_beta_range: (2,), every beta in [lower, upper) leaves that many units active under the rule.
-        constant_columns: (d,), columns that do not vary.
-        boundary_columns: (d,), columns at an end of the support, where the best intercept is infinite.
-        explained: (d,), share of the variance of a working response that the decoder explains, 0 to 1.
-        collapsed_columns: (d,), columns the decoder gives the same value whatever z: all if all units are pruned.
-    """
-
-    rows: Float[Array, ""]
-    beta: Float[Array, ""]
-    dispersion: Float[Array, "*d"]
-    eigenvalues: Float[Array, " d"]
-    null_eigenvalues: Float[Array, " d"]
-    activity: Float[Array, " k"]
-    null_activity: Float[Array, " k"]
-    active_units: Int[Array, ""]
-    null_active_units: Int[Array, ""]
-    refined_active_units: Int[Array, ""] | None
-    collapse_onset: Float[Array, ""]
-    wanted_units: Int[Array, ""]
-    beta_range: Float[Array, " 2"]
-    null_beta_range: Float[Array, " 2"]
-    constant_columns: Bool[Array, " d"]
-    boundary_columns: Bool[Array, " d"]
-    explained: Float[Array, " d"]
-    collapsed_columns: Bool[Array, " d"]
-
-    @property
-    def collapsed(self) -> Bool[Array, ""]:
-        """Whether beta has reached the onset of posterior collapse."""
-        return self.beta >= self.collapse_onset
-
-    def __repr__(self) -> str:
-        if not _checks.concrete(self) or jnp.ndim(self.eigenvalues) != 1:
-            return f"Diagnosis(eigenvalues={self.eigenvalues}, ...)"
-        units, beta = self.activity.shape[0], float(self.beta)
-        counts = f"{int(self.active_units)} by the paper's rule, {int(self.null_active_units)} by the null model's"
-        if self.refined_active_units is not None:
-            counts += f", {int(self.refined_active_units)} at the refined optimum"
-        reached = "reached" if bool(self.collapsed) else "not reached"
-        constant, boundary = self.constant_columns, self.boundary_columns
-        collapsed = self.collapsed_columns & ~constant
-        return (
-            f"Diagnosis: {float(self.rows):g} rows, {self.eigenvalues.shape[0]} columns, {units} latent units, "
-            f"beta = {beta:g}, dispersion {_span(self.dispersion)}\n"
-            f"  active units     {counts}\n"
-            f"  collapse         of all units from beta = {float(self.collapse_onset):.5g} on, {reached}\n"
-            f"  beta for {int(self.wanted_units):<8d}{_interval(self.beta_range)} by the paper's rule, "
-            f"{_interval(self.null_beta_range)} by the null model's\n"
-            f"  spectrum         {_leading(self.eigenvalues)}; at the null model {_leading(self.null_eigenvalues)}\n"
-            f"  columns          {_named(constant, 'constant')}, {_named(boundary, 'at an end of the support')}, "
-            f"{_named(collapsed, 'more not reached by any unit')}"
-        )
+_REFINEMENTS = (None, "tighten", "entry", "exact")
+# Eigenvectors that are known at least, to tell apart as many directions from noise.
+_VECTORS = 32
 
 
 def diagnose(
-    x: ArrayLike | Moments,
+    x: Any,
     family: Family,
     latent_dim: int,
     *,
@@ -105,26 +53,33 @@ def diagnose(
     """Predict, before any training, what a beta-VAE with this many latent units will do with the data.
 
     Args:
-        x: data, (N, d), or their :class:`~glmvae.moments.Moments`.
+        x: data, (N, d), :class:`~glmvae.rows.Rows` or a :class:`~glmvae.sources.Source`, or their
+            :class:`~glmvae.statistics.Moments`. With an offset, covariates, trials or missing entries the null model is
+            the GLM of these, found by passes over the rows; the paper's rule is left out where it has no closed form
+            with them, and the report says so.
         family: the observation model.
-        latent_dim: number of latent units [kappa], from 1 to d.
+        latent_dim: number of latent units [kappa], from 0 to d.
         beta: weight of the KL divergence, positive.
         dispersion: as in :func:`~glmvae.optimum.fit`.
         units: the number of active units to give the range of beta for; None is ``latent_dim``.
-        refine: None, or the method of :func:`~glmvae.refine.refine`, ``"column"``, ``"entry"`` or ``"exact"``, by
-            which to count the active units of a better optimum too.
+        refine: None, or how to find a better optimum, and count its active units too: ``"tighten"``
+            (:func:`~glmvae.jaakkola.tighten`), ``"entry"`` or ``"exact"`` (:func:`~glmvae.ascent.refine`).
 
     Returns:
         :class:`Diagnosis`, a pytree of numbers that prints as a report.
 
     Raises:
-        ValueError, TypeError: as ``fit``; units out of range or not an integer; with ``refine`` as that function.
+        ValueError, TypeError: as ``fit``; units out of range or not an integer; an unknown ``refine``, and what those
+            functions raise; moments that know an offset, trials or covariates.
 
-    Exactness: the onset of collapse is exact for the beta-ELBO of an affine decoder. The counts are exact for the
-    optimum of L-hat at the two expansion points, and predictions for the beta-ELBO. For Gaussian all agree and are
-    exact. Not for use under ``jit``; its result is a pytree like any other.
+    Exactness: the onset of collapse and its ELBO are exact for the beta-ELBO. The counts are exact for the optimum of
+    L-hat at the two expansion points, and predictions for the beta-ELBO: believe the null model's, or better the
+    refined one. For Gaussian all agree and are exact. The edge of noise is an asymptotic law. Weights count as numbers
+    of rows. Not for use under ``jit``; its result is a pytree like any other.
 
-    Cost: five eigendecompositions, O(d^3), and one pass over the data; with ``refine`` its rounds.
+    Cost: two eigendecompositions, O(d^3), and one of the correlations where they are another matrix (for Bernoulli data
+    that are 0 or 1 they are not); one pass over the data for their moments and, where no bound tells that an optimum is
+    above collapse, one for the ELBO of each closed form; with ``refine`` its rounds.
 
     Example:
         >>> import numpy as np
@@ -134,90 +89,148 @@ def diagnose(
         >>> x = (z * [2.0, 2.0, 2.0, -2.0] + np.random.default_rng(1).logistic(size=(500, 4)) > 0).astype("float32")
         >>> diagnose(x, Bernoulli(), 2, beta=0.9)
         Diagnosis: 500 rows, 4 columns, 2 latent units, beta = 0.9, dispersion 1
-          active units     1 by the paper's rule, 1 by the null model's
-          collapse         of all units from beta = ... on, not reached
-          beta for 2       ... by the paper's rule, ... by the null model's
-          spectrum         ...; at the null model ...
-          columns          0 constant, 0 at an end of the support, 0 more not reached by any unit
+          active units     1 by the paper's rule, 1 by the null model's: believe the null model's
+          ...
 
     Source: (17), (21); the onset of collapse as :func:`~glmvae.pruning.collapse_onset`.
     """
-    data = x if isinstance(x, Moments) else moments(x, family=family)
-    zero = fit(data, family, latent_dim, beta=beta, dispersion=dispersion)
-    null = fit(data, family, latent_dim, beta=beta, dispersion=dispersion, expand_at="null")
-    latent_dim = zero.loadings.shape[1]
-    units = latent_dim if units is None else units
-    ranges = [
-        beta_for_active_units(data, family, units, latent_dim=latent_dim, dispersion=dispersion, expand_at=at)
-        for at in ("zero", "null")
-    ]
-    refined = None
-    if refine is not None:
-        best = refined_optimum(null, x, family, method=refine)
-        refined = jnp.sum(best.eigenvalues[:latent_dim] > best.beta)
+    _checks.family(family)
+    if refine not in _REFINEMENTS:
+        raise ValueError(f'refine: expected None, "tighten", "entry" or "exact", got {refine!r}')
+    source = None if isinstance(x, Moments) else as_source(x)
+    brought = _brought(source)
+    data = as_moments(x if source is None else source, family) if _has_closed_form(family, brought) else None
+    columns = source.num_columns if data is None and source is not None else data.mean.shape[0]  # type: ignore[union-attr]
+    latent_dim = _checks.latent_dim(latent_dim, columns, least=0)
+    units = latent_dim if units is None else _checks.latent_dim(units, latent_dim, "units", of="latent units", least=0)
+    known = max(latent_dim, _VECTORS)
+    if source is not None and any(brought):
+        null = null_of_rows(source, family, dispersion, known)
+    else:
+        null = null_of_moments(data, family, dispersion, known)  # type: ignore[arg-type]
+    zero = None if data is None else spectrum_of(data, family, dispersion, "zero", known)
+    beta = _checks.positive(beta, "beta", dtype=null.spectrum.values.dtype)
+    at_null = optimum_at(null.spectrum, latent_dim, beta=beta)
+    at_zero = None if zero is None else optimum_at(zero, latent_dim, beta=beta)
+    start = at_zero if refine == "tighten" and at_zero is not None else at_null
+    refined = None if refine is None else _refined(start, refine, data if source is None else source)
+    optimum = _optimum_elbo(source, null, at_null, at_zero, refined, plain=not any(brought))
+    return _with_paper_rule(_diagnosis(null, at_null, refined, optimum, units, brought), zero, at_zero)
 
-    dtype = zero.loadings.dtype
-    variance = jnp.diag(data.covariance)
-    activities = activity(zero), activity(null)
-    explained = _explained(zero, family, variance)
-    eps = jnp.finfo(dtype).eps
+
+def _brought(source: Source | None) -> np.ndarray:
+    """What of :data:`BROUGHT` the rows bring; of an iterator only its one pass would tell."""
+    if source is None or source.passes == 1:
+        return np.zeros(len(BROUGHT), bool)
+    pieces = [source.rows] if source.rows is not None else source.pieces()
+    found = np.zeros(len(BROUGHT), bool)
+    for piece in pieces:
+        found |= [getattr(piece, name) is not None for name in BROUGHT]
+    return found
+
+
+def _has_closed_form(family: Family, brought: np.ndarray) -> bool:
+    """Whether the paper's rule knows what the rows bring."""
+    offset, _, _, missing = brought
+    members = [family.of_column(j) for j in range(family.columns or 1)]
+    return not missing and (not offset or all(member.is_quadratic or is_bounded(member) for member in members))
+
+
+def _refined(start: AffineOptimum, method: str, x: Any) -> RefinedOptimum:
+    return tighten(start, x) if method == "tighten" else refined_by_rows(start, x, method=method)
+
+
+def _optimum_elbo(
+    source: Source | None,
+    null: NullModel,
+    at_null: AffineOptimum,
+    at_zero: AffineOptimum | None,
+    refined: RefinedOptimum | None,
+    plain: bool,
+) -> tuple[Array | None, bool]:
+    """The beta-ELBO of the best affine optimum at hand, and whether it is only bounded below."""
+    family = at_null.family
+    if refined is not None:
+        return (refined.lower_bound, True) if refined.elbo is None else (refined.elbo, False)
+    if plain and family.is_quadratic:
+        return at_null.elbo_taylor, False
+    bound = None
+    if at_zero is not None and all(is_bounded(family.of_column(j)) for j in range(family.columns or 1)):
+        bound = at_zero.elbo_taylor
+        if above_rounding(bound, null.elbo):
+            return bound, True
+    if not plain or source is None or source.passes == 1:
+        return bound, bound is not None
+    awake = [o for o in (at_null, at_zero) if o is not None and np.any(np.asarray(o.loadings))]
+    values = [mean_elbo(o.model, source, posterior(o, source)) for o in awake]
+    finite = [value for value in values if np.isfinite(value)]
+    return max([null.elbo, *finite][len(finite) > 0 :], key=float), False
+
+
+def _diagnosis(
+    null: NullModel,
+    at_null: AffineOptimum,
+    refined: RefinedOptimum | None,
+    optimum: tuple[Array | None, bool],
+    units: int,
+    brought: np.ndarray,
+) -> Diagnosis:
+    """The report without the paper's rule."""
+    latent_dim, dtype = at_null.loadings.shape[1], null.spectrum.values.dtype
+    shared = correlations(null)
+    basis = np.asarray(shared.values), np.asarray(shared.vectors)
+    above, edge = directions_above_noise(null.variances > 0, *basis, null.degrees)
+    active, explained = activity(at_null), _explained(null, at_null)
+    refined_units = None
+    if refined is not None:
+        refined_units = _count(np.asarray(refined.eigenvalues)[:latent_dim] > float(refined.beta))
     return Diagnosis(
-        rows=jnp.asarray(data.count),
-        beta=zero.beta,
-        dispersion=zero.dispersion,
-        eigenvalues=zero.eigenvalues,
-        null_eigenvalues=null.eigenvalues,
-        activity=activities[0],
-        null_activity=activities[1],
-        active_units=jnp.sum(activities[0] > 0),
-        null_active_units=jnp.sum(activities[1] > 0),
-        refined_active_units=refined,
-        collapse_onset=collapse_onset(data, family, dispersion=dispersion),
+        rows=null.rows,
+        beta=at_null.beta,
+        dispersion=at_null.dispersion,
+        eigenvalues=None,
+        null_eigenvalues=at_null.eigenvalues,
+        activity=None,
+        null_activity=active,
+        active_units=None,
+        null_active_units=_count(np.asarray(active) > 0),
+        refined_active_units=refined_units,
+        correlation_eigenvalues=shared.values,
+        noise_edge=jnp.asarray(edge, dtype),
+        directions_above_noise=jnp.asarray(above),
+        collapse_onset=null.onset,
+        collapse_elbo=null.elbo,
+        optimum_elbo=optimum[0],
+        optimum_elbo_is_bound=jnp.asarray(optimum[1]),
         wanted_units=jnp.asarray(units),
-        beta_range=jnp.asarray(ranges[0], dtype),
-        null_beta_range=jnp.asarray(ranges[1], dtype),
-        constant_columns=variance <= (8 * eps * data.mean) ** 2,
-        boundary_columns=_at_an_end(data.mean, family),
-        explained=explained,
-        collapsed_columns=explained <= jnp.sqrt(eps),
+        beta_range=None,
+        null_beta_range=jnp.asarray(betas_leaving(null.spectrum, units, latent_dim), dtype),
+        constant_columns=null.constant_columns,
+        boundary_columns=null.boundary_columns,
+        explained=jnp.asarray(explained, dtype),
+        collapsed_columns=jnp.asarray(explained <= np.sqrt(np.finfo(dtype).eps)),
+        brought=jnp.asarray(brought),
     )
 
 
-def _explained(optimum: AffineOptimum, family: Family, variance: Array) -> Array:
+def _with_paper_rule(found: Diagnosis, zero: Spectrum | None, at_zero: AffineOptimum | None) -> Diagnosis:
+    if zero is None or at_zero is None:
+        return found
+    active, dtype = activity(at_zero), zero.values.dtype
+    return found._replace(
+        eigenvalues=at_zero.eigenvalues,
+        activity=active,
+        active_units=_count(np.asarray(active) > 0),
+        beta_range=jnp.asarray(betas_leaving(zero, int(found.wanted_units), active.shape[0]), dtype),
+    )
+
+
+def _count(mask: Any) -> Array:
+    return jnp.asarray(int(np.sum(np.asarray(mask))))
+
+
+def _explained(null: NullModel, optimum: AffineOptimum) -> np.ndarray:
     """Diagonal of W W' over that of Cov(y)."""
-    response = variance / family.mean_derivative(optimum.expansion_point) ** 2
-    varies = response > 0
-    return jnp.where(varies, jnp.sum(optimum.loadings**2, axis=1) / jnp.where(varies, response, 1.0), 0.0)
-
-
-def _at_an_end(mean: Array, family: Family) -> Array:
-    """Columns whose mean the null model has to hold inside the support."""
-    support, eps = family.support, jnp.finfo(mean.dtype).eps
-    lower, upper = (jnp.asarray(v, mean.dtype) for v in (support.lower, support.upper))
-    slack = eps * jnp.where(jnp.isfinite(lower) & jnp.isfinite(upper), upper - lower, 1.0)
-    at_lower = (mean <= lower + slack) & jnp.logical_not(support.open_lower)
-    return jnp.broadcast_to(at_lower | (mean >= upper - slack), mean.shape)
-
-
-# The report -----------------------------------------------------------------------------------------------
-
-
-def _span(values: ArrayLike) -> str:
-    low, high = float(np.min(values)), float(np.max(values))
-    return f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
-
-
-def _interval(ends: Array) -> str:
-    low, high = (float(end) for end in ends)
-    return "no beta" if low == high else f"{'(' if low == 0 else '['}{low:.5g}, {high:.5g})"
-
-
-def _leading(values: Array) -> str:
-    shown = ", ".join(f"{v:.4g}" for v in values[:5].tolist())
-    return shown + (", ..." if values.shape[0] > 5 else "")
-
-
-def _named(mask: Array, what: str) -> str:
-    indices = np.flatnonzero(np.asarray(mask)).tolist()
-    some = ", ".join(str(i) for i in indices[:4]) + (", ..." if len(indices) > 4 else "")
-    return f"{len(indices)} {what}" + (f" ({some})" if indices else "")
+    signal = np.asarray(null.spectrum.quadratic.weight) * np.sum(np.asarray(optimum.loadings) ** 2, axis=1)
+    varies = null.variances > 0
+    return np.where(varies, signal / np.where(varies, null.variances, 1.0), 0.0)

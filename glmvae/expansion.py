@@ -14,8 +14,7 @@ than columns does not exist unless the intercept lies in the span of the loading
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +24,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae.families import Binomial, Family, Gaussian, Mixed, Poisson
-from glmvae.families._base import as_floats
+from glmvae.blocks import per_row, total
+from glmvae.families import Family
+from glmvae.moment_checks import in_precision
+from glmvae.residuals import with_trials
+from glmvae.rows import Rows, observed
+from glmvae.sources import Source, as_source
 
 
 class Expansion(NamedTuple):
@@ -34,12 +37,12 @@ class Expansion(NamedTuple):
 
     Fields:
         response: working response y, (N, d).
-        weight: working weight w, (d,).
+        weight: working weight w, (1, d), or (N, d) where trials or missing entries (weight 0) give each row its own.
         constant: c(x), (N, d).
     """
 
     response: Float[Array, "n d"]
-    weight: Float[Array, " d"]
+    weight: Float[Array, "m d"]
     constant: Float[Array, "n d"]
 
     def __call__(self, eta: Float[Array, "*#n d"]) -> Float[Array, "n d"]:
@@ -72,22 +75,32 @@ def expansion_point(expand_at: ArrayLike | str, family: Family, mean: Float[Arra
         if expand_at == "zero":
             return jnp.zeros_like(mean)
         if expand_at == "null":
-            return family.null_predictor(mean)
+            return _null_predictor(family, mean)
         raise ValueError(f'expand_at: expected "zero", "null" or an array, got {expand_at!r}')
     eta0 = _checks.numeric(expand_at, "expand_at").astype(mean.dtype)
     if eta0.shape not in ((), mean.shape):
         raise ValueError(f"expand_at: expected a scalar or shape {mean.shape}, got shape {eta0.shape}")
     eta0 = jnp.broadcast_to(_checks.finite(eta0, "expand_at"), mean.shape)
     if _checks.concrete((eta0, family)):
-        with jax.ensure_compile_time_eval():
-            weight = working_weight(family, eta0)
-            bad = ~np.asarray((weight > 0) & jnp.isfinite(weight))
+        with _checks.at_once():
+            weight = np.broadcast_to(np.ravel(np.asarray(_weight(family, eta0))), eta0.shape)
+            bad = ~((weight > 0) & np.isfinite(weight))
         if bad.any():
             raise ValueError(
                 f"expand_at: the working weight is not positive at {_checks.first_index(bad)}, "
-                f"where expand_at is {float(eta0[bad][0]):g}"
+                f"where expand_at is {float(np.asarray(eta0)[bad][0]):g}"
             )
     return eta0
+
+
+@jax.jit
+def _null_predictor(family: Family, mean: Array) -> Array:
+    return family.null_predictor(mean)
+
+
+@jax.jit
+def _weight(family: Family, eta0: Array) -> Array:
+    return working_weight(family, eta0)
 
 
 def working_weight(family: Family, eta0: Float[Array, "*s"], dispersion: ArrayLike = 1.0) -> Float[Array, "*s"]:
@@ -101,45 +114,63 @@ def working_response(family: Family, x: Float[Array, "*n d"], eta0: Float[Array,
     return eta0 + (x - family.mean(eta0)) / family.mean_derivative(eta0)
 
 
-def expand(
-    x: ArrayLike, family: Family, *, expand_at: ArrayLike | str = "zero", dispersion: ArrayLike = 1.0
-) -> Expansion:
+def expand(x: Any, family: Family, *, expand_at: ArrayLike | str = "zero", dispersion: ArrayLike = 1.0) -> Expansion:
     """Expand log p(x | eta) to second order in the linear predictor.
 
     Args:
-        x: data, (N, d).
+        x: data, (N, d), :class:`~glmvae.rows.Rows` or a :class:`~glmvae.sources.Source`. Of what rows bring, offset and
+            covariates are parts of eta and not looked at.
         family: the observation model.
         expand_at: see :func:`expansion_point`.
         dispersion: phi, a scalar or (d,).
 
     Returns:
-        The :class:`Expansion`; call it with eta, (N, d) or (d,).
+        The :class:`Expansion`; call it with eta, (N, d) or (d,). A missing entry is 0 whatever eta.
 
     Raises:
         ValueError, TypeError: bad data, ``expand_at`` or dispersion; each names the argument.
 
     Exactness: exact for Gaussian. At ``"zero"`` a lower bound of log p for Bernoulli and binomial at every eta
     (n / 4 is the largest curvature there is); otherwise an approximation whose error
-    :func:`remainder_bounds` encloses.
+    :func:`~glmvae.bounds.remainder_bounds` encloses.
 
     Example:
         >>> from glmvae.expansion import expand
         >>> from glmvae.families import Bernoulli
         >>> quadratic = expand([[0.0, 1.0]], Bernoulli())
         >>> print(quadratic.response, quadratic.weight)
-        [[-2.  2.]] [0.25 0.25]
+        [[-2.  2.]] [[0.25 0.25]]
 
     Source: equations (12) and (25); McCullagh and Nelder (1989), section 2.5 for the GLM terms.
     """
-    x = _checks.rows_of(x, family)
-    _checks.positive(dispersion, "dispersion", x.shape[1])
-    phi = jnp.asarray(dispersion, x.dtype)
-    eta0 = expansion_point(expand_at, family, jnp.mean(x, axis=0))
-    return expand_rows(x, family, eta0, phi)
+    _checks.family(family)
+    source = as_source(x)
+    columns, dtype = source.num_columns, source.dtype
+    _checks.columns_of(columns, family, "x")
+    phi = _checks.positive(dispersion, "dispersion", columns, dtype=dtype)
+    family = in_precision(family, dtype)
+    if isinstance(expand_at, str) and expand_at == "null":
+        eta0 = null_point(source, family)
+    else:
+        eta0 = expansion_point(expand_at, with_trials(family, np.ones((1, columns), dtype)), jnp.zeros(columns, dtype))
+    phi = phi[None] if phi.ndim else phi
+    result: Expansion = per_row(_expanded, source, eta0[None], phi, family, family=family, num_covariates=None)
+    return result
 
 
-def expand_rows(x: Float[Array, "n d"], family: Family, eta0: Float[Array, " d"], phi: Array) -> Expansion:
-    """:func:`expand` on arguments already checked."""
+def _expanded(rows: Rows, _: None, eta0: Array, phi: Array, family: Family) -> tuple[None, Expansion]:
+    expansion = expand_rows(rows.x, family.for_rows(rows), eta0, phi)
+    if rows.missing is None:
+        return None, expansion
+    return None, Expansion(
+        expansion.response,
+        observed(rows, jnp.broadcast_to(expansion.weight, rows.x.shape)),
+        observed(rows, expansion.constant),
+    )
+
+
+def expand_rows(x: Float[Array, "n d"], family: Family, eta0: Float[Array, "#n d"], phi: Array) -> Expansion:
+    """:func:`expand` on arguments already checked; the weight has the shape of eta0, or that of the trials."""
     statistic = family.base_statistic(x)
     constant = family.expansion_constant(x, 0.0, statistic, eta0, phi)
     # 0 where the statistic determines K at every phi; a custom family's is K at phi = 1
@@ -147,197 +178,27 @@ def expand_rows(x: Float[Array, "n d"], family: Family, eta0: Float[Array, " d"]
     return Expansion(working_response(family, x, eta0), working_weight(family, eta0, phi), constant + correction)
 
 
-# Remainder ----------------------------------------------------------------------------------------------
-
-# Gauss-Legendre nodes on [0, 1]: for |eta - eta0| <= 2 the singularities of every F''' below lie outside the
-# Bernstein ellipse of 6.4, so 14 nodes leave 6.4^-28 < 1e-22 of the integral.
-_NODES, _WEIGHTS = (a.copy() for a in np.polynomial.legendre.leggauss(14))
-_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
-_NEAR = 2.0
-# Rounding units allowed for: of the value itself (sums of one sign), and of the largest term of the difference.
-_ROUNDING = 32
+def null_point(source: Source, family: Family, num_covariates: int | None = None) -> Float[Array, " d"]:
+    """eta0 of the intercept-only GLM, of what was observed of each column and of its trials; one pass over the rows."""
+    sums = total(_column_sums, source, family=family, num_covariates=num_covariates)
+    return _null_of_sums(sums, family)
 
 
-def remainder_bounds(
-    family: Family, eta: ArrayLike, expand_at: ArrayLike = 0.0, *, dispersion: ArrayLike = 1.0
-) -> tuple[Array, Array]:
-    """Enclose R2 = log p(x | eta) - quadratic, which for these families does not depend on x (Corollary 1).
+def _column_sums(rows: Rows, _: None) -> tuple[tuple[Array, Array, Array], None]:
+    """Of x, of its trials and of the weights, over what was observed."""
+    weight = rows.weight[:, None]
 
-        R2 = -(1 / phi) int_0^1 (1 - t)^2 / 2  F'''(theta0 + t delta) dt  delta^3,      delta = theta - theta0
+    def column_sum(values: Any) -> Array:
+        kept = observed(rows, jnp.broadcast_to(values, rows.x.shape))
+        return jnp.sum(jnp.where(weight > 0, weight * kept, 0.0), axis=0)
 
-    The integral has no cancellation, so the enclosure is a few rounding units wide also at \\|eta\\| = 1e-6; for
-    \\|delta\\| > 2 the difference itself is taken, with its rounding.
-
-    Args:
-        family: Gaussian (0), Bernoulli, Binomial or Poisson, with any ``activation_scale``, or Mixed of these.
-        eta: linear predictors, any shape.
-        expand_at: eta0, broadcast against eta.
-        dispersion: phi.
-
-    Returns:
-        (lower, upper), of the broadcast shape, in nats, entry by entry; a row's remainder is their sum over columns.
-
-    Raises:
-        TypeError: a family whose remainder is not known; arguments that are not numbers.
-        ValueError: NaN or infinity; a dispersion that is not positive.
-
-    Exactness: lower <= R2 <= upper, floating point included. At eta0 = 0 inside the paper's bounds, which are
-    n eta^4 / 192 [0, 1] for binomial and [-eta^3 e^eta / 6, -eta^3 / 6] for Poisson.
-
-    Example:
-        >>> from glmvae.expansion import remainder_bounds
-        >>> from glmvae.families import Bernoulli
-        >>> lower, upper = remainder_bounds(Bernoulli(), 1.0)
-        >>> print(f"{lower:.5f} {upper:.5f} {1 / 192:.5f}")
-        0.00489 0.00489 0.00521
-
-    Source: Corollary 1, appendix A.3, with the remainder in integral form.
-    """
-    _checks.family(family)
-    eta, eta0 = (_checks.finite(_checks.numeric(v, n), n) for v, n in ((eta, "eta"), (expand_at, "expand_at")))
-    _checks.positive_each(dispersion, "dispersion")
-    eta, eta0, phi = as_floats(eta, eta0, dispersion)
-    if isinstance(family, Mixed):
-        return _over_members(remainder_bounds, family, eta, eta0, dispersion=phi)
-    eta, eta0 = jnp.broadcast_arrays(eta, eta0)
-    if isinstance(family, Gaussian):
-        return jnp.zeros_like(eta), jnp.zeros_like(eta)
-    if not isinstance(family, Binomial | Poisson):
-        raise TypeError(f"family: remainder bounds are known for Gaussian, Binomial, Poisson; got {family!r}")
-    theta, theta0 = family.natural_parameter(eta), family.natural_parameter(eta0)
-    delta = theta - theta0
-    near = jnp.abs(delta) <= _NEAR
-    eps = jnp.finfo(eta.dtype).eps
-
-    # (1 - t)^2 / 2 F''' has one sign for Poisson, and for binomial at theta0 = 0; elsewhere the terms of the sum
-    # bound what rounding can do.
-    step = jnp.where(near, delta, 0.0)
-    terms = [
-        0.5 * w * (1 - t) ** 2 * _third_derivative(family, theta0 + t * step)
-        for t, w in zip(_NODES.tolist(), _WEIGHTS.tolist(), strict=True)
-    ]
-    integral = -(step**3) * sum(terms)
-    integral_error = jnp.abs(step) ** 3 * sum(jnp.abs(t) for t in terms)
-
-    far = jnp.where(near, 0.0, delta)
-    parts = [
-        -family.log_normalizer(theta0 + far),
-        family.log_normalizer(theta0),
-        family.mean(eta0) * far,
-        0.5 * family.variance_function(eta0) * far**2,
-    ]
-    value = jnp.where(near, integral, sum(parts))
-    error = jnp.where(near, integral_error, sum(jnp.abs(p) for p in parts))
-    # A product that underflows may be off by the smallest normal number.
-    error = _ROUNDING * (eps * error + jnp.where(delta == 0, 0.0, jnp.finfo(eta.dtype).tiny))
-    lower, upper = value - error, value + error
-
-    centred = eta0 == 0
-    paper_lower, paper_upper = _paper_bounds(family, theta)
-    slack = 4 * eps
-    lower = jnp.where(centred, jnp.maximum(lower, paper_lower - slack * jnp.abs(paper_lower)), lower)
-    upper = jnp.where(centred, jnp.minimum(upper, paper_upper + slack * jnp.abs(paper_upper)), upper)
-    return lower / phi, upper / phi
+    return (column_sum(rows.x), column_sum(1.0 if rows.trials is None else rows.trials), column_sum(1.0)), None
 
 
-def _over_members(
-    bounds: Callable[..., tuple[Array, Array]], family: Mixed, *values: Array, dispersion: Array
-) -> tuple[Array, Array]:
-    parts = zip(family.families, *(family.split(v) for v in values), family.split(dispersion), strict=True)
-    lower, upper = zip(*(bounds(member, *v, dispersion=phi) for member, *v, phi in parts), strict=True)
-    return family.join(lower), family.join(upper)
-
-
-def _third_derivative(family: Family, theta: Array) -> Array:
-    if isinstance(family, Poisson):
-        return jnp.exp(theta)
-    # n p (1 - p) (1 - 2p), the last factor as -tanh so that it is exact near 0
-    assert isinstance(family, Binomial)
-    curvature = family.variance_function(theta / jnp.asarray(family.activation_scale, theta.dtype))
-    return -curvature * jnp.tanh(0.5 * theta)
-
-
-def _paper_bounds(family: Family, theta: Array) -> tuple[Array, Array]:
-    """Corollary 1 as printed, at theta0 = 0 and on a straight segment."""
-    if isinstance(family, Poisson):
-        cube = -(theta**3) / 6
-        return cube * jnp.exp(theta), cube
-    return jnp.zeros_like(theta), family._trials(theta) * theta**4 / 192  # type: ignore[attr-defined]
-
-
-def expected_remainder_bounds(
-    family: Family,
-    mean: ArrayLike,
-    variance: ArrayLike,
-    expand_at: ArrayLike = 0.0,
-    *,
-    dispersion: ArrayLike = 1.0,
-) -> tuple[Array, Array]:
-    """Enclose E R2 for eta ~ N(mean, variance): what stands between L-hat and the ELBO (Corollary 1).
-
-    With delta = theta - theta0 ~ N(m, v), closed forms of the bounds' Gaussian moments:
-
-        binomial at 0:   n / 192 E delta^4 [0, 1],   E delta^4 = m^4 + 6 m^2 v + 3 v^2
-        binomial:        -F'''(theta0) E delta^3 / 6 + n E delta^4 / 24 [-1/24, 1/8]
-        Poisson:         e^theta0 / 6 [-E delta^3 e^delta, -E delta^3]
-
-    Args:
-        family: Gaussian (0), Bernoulli, Binomial or Poisson, or Mixed of these.
-        mean, variance: of the linear predictors, any shapes that broadcast; ``W mu_z + b`` and
-            ``diag(W Sigma_z W')`` under a posterior.
-        expand_at: eta0.
-        dispersion: phi.
-
-    Returns:
-        (lower, upper) in nats, entry by entry. Summed over columns and added to a row of ``elbo_quadratic`` they
-        bracket that row of ``elbo_exact``.
-
-    Raises:
-        TypeError: a family whose remainder is not known; arguments that are not numbers.
-        ValueError: NaN or infinity, a variance below 0, a dispersion that is not positive.
-
-    Exactness: a lower and an upper bound of E R2, widened by the rounding of the moments.
-
-    Example:
-        >>> from glmvae.expansion import expected_remainder_bounds
-        >>> from glmvae.families import Bernoulli
-        >>> lower, upper = expected_remainder_bounds(Bernoulli(), 0.0, 1.0)
-        >>> print(f"{lower:.5f} {upper:.5f}")  # 3 / 192
-        0.00000 0.01563
-
-    Source: Corollary 1 ("the expected error" of figure 1).
-    """
-    _checks.family(family)
-    named = ((mean, "mean"), (variance, "variance"), (expand_at, "expand_at"))
-    m, v, eta0 = (_checks.finite(_checks.numeric(a, n), n) for a, n in named)
-    _checks.not_negative(v, "variance")
-    _checks.positive_each(dispersion, "dispersion")
-    m, v, eta0, phi = as_floats(m, v, eta0, dispersion)
-    if isinstance(family, Mixed):
-        return _over_members(expected_remainder_bounds, family, m, v, eta0, dispersion=phi)
-    m, v, eta0 = jnp.broadcast_arrays(m, v, eta0)
-    if isinstance(family, Gaussian):
-        return jnp.zeros_like(m), jnp.zeros_like(m)
-    if not isinstance(family, Binomial | Poisson):
-        raise TypeError(f"family: remainder bounds are known for Gaussian, Binomial, Poisson; got {family!r}")
-    theta0 = family.natural_parameter(eta0)
-    delta = family.natural_parameter(m) - theta0
-    v = family.natural_parameter(family.natural_parameter(v))
-    eps = _ROUNDING * jnp.finfo(m.dtype).eps
-    third, third_size = delta**3 + 3 * delta * v, jnp.abs(delta) ** 3 + 3 * jnp.abs(delta) * v
-    fourth = delta**4 + 6 * delta**2 * v + 3 * v**2
-    if isinstance(family, Poisson):
-        # under the tilted density e^delta N(m, v) the moments are those of N(m + v, v)
-        tilted = delta + v
-        tilted_third, tilted_size = tilted**3 + 3 * tilted * v, jnp.abs(tilted) ** 3 + 3 * jnp.abs(tilted) * v
-        growth = jnp.exp(delta + 0.5 * v) * (1 + eps * (jnp.abs(delta) + v))
-        scale = jnp.exp(theta0) / 6
-        lower = -scale * growth * (tilted_third + eps * tilted_size)
-        upper = -scale * (third - eps * third_size)
-        return lower / phi, upper / phi
-    n = family._trials(m)
-    slope = _third_derivative(family, theta0)
-    cubic, size = -slope * third / 6, jnp.abs(slope) * third_size / 6
-    lower = cubic - n * fourth / 576 - eps * (size + n * fourth)
-    lower = jnp.where(eta0 == 0, 0.0, lower)  # R2 >= 0: w is the largest curvature
-    return lower / phi, (cubic + n * fourth / 192 * (1 + eps) + eps * size) / phi
+@jax.jit
+def _null_of_sums(sums: tuple[Array, Array, Array], family: Family) -> Float[Array, " d"]:
+    x, trials, weight = sums
+    seen, divisor = weight > 0, jnp.where(weight > 0, weight, 1.0)
+    family = with_trials(family, jnp.where(seen, trials / divisor, 1.0)[None])
+    mean = jnp.where(seen, x / divisor, family.mean(jnp.zeros((1, x.shape[0]), x.dtype)))
+    return jnp.broadcast_to(family.null_predictor(mean), (1, x.shape[0]))[0]

@@ -7,32 +7,30 @@ line is L-hat at the closed-form optimum, with the bracket in which Corollary 1 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from glmvae import _checks
-from glmvae.elbo import elbo_exact, elbo_monte_carlo, elbo_quadratic, predictor_moments
-from glmvae.expansion import expected_remainder_bounds
-from glmvae.families import Binomial, Family, Gaussian, Poisson
-from glmvae.nets import VAE
+from glmvae.autoencoder import VAE, as_vae, rows_for
+from glmvae.blocks import per_row
+from glmvae.decoders import elbo_monte_carlo
+from glmvae.elbo import elbo_exact, elbo_quadratic
+from glmvae.model import AffineModel, Posterior, as_model, predictor_moments
 from glmvae.optimum import AffineOptimum, posterior
+from glmvae.rows import Rows, row_sum
+from glmvae.sources import Source, as_source
 
 #: A unit is active where its activity exceeds this (Burda et al. 2015).
 ACTIVE = 0.01
-# Rows at a time, so that the hidden layers of many rows need not be held at once.
-_BLOCK = 500
 
 
 class Evaluation(NamedTuple):
-    """Figures of one net; in a run, each with a leading axis over evaluations.
+    """Figures of one net, as NumPy arrays; in a run, each with a leading axis over evaluations.
 
     Fields:
         step: training steps taken.
@@ -44,39 +42,29 @@ class Evaluation(NamedTuple):
         activity: variance over train rows of the posterior mean of every unit, (kappa,).
     """
 
-    step: Int[Array, "*t"]
-    beta: Float[Array, "*t"]
-    train_elbo: Float[Array, "*t"]
-    train_error: Float[Array, "*t"]
-    test_elbo: Float[Array, "*t"]
-    test_error: Float[Array, "*t"]
-    kl: Float[Array, "*t k"]
-    activity: Float[Array, "*t k"]
+    step: Int[np.ndarray, "*t"]
+    beta: Float[np.ndarray, "*t"]
+    train_elbo: Float[np.ndarray, "*t"]
+    train_error: Float[np.ndarray, "*t"]
+    test_elbo: Float[np.ndarray, "*t"]
+    test_error: Float[np.ndarray, "*t"]
+    kl: Float[np.ndarray, "*t k"]
+    activity: Float[np.ndarray, "*t k"]
 
     @property
-    def active_units(self) -> Int[Array, "*t"]:
+    def active_units(self) -> Int[np.ndarray, "*t"]:
         """How many units have an activity above 0.01."""
-        return jnp.sum(jnp.asarray(self.activity) > ACTIVE, axis=-1)
+        return np.sum(np.asarray(self.activity) > ACTIVE, axis=-1)
 
 
-def evaluate(
-    key: Array,
-    vae: VAE,
-    x: ArrayLike,
-    *,
-    test: ArrayLike | None = None,
-    beta: float | Array = 1.0,
-    dispersion: ArrayLike = 1.0,
-    num_samples: int = 16,
-    step: int = 0,
-) -> Evaluation:
-    """The ELBO of a net on train and test data, and what its latent units do.
+def evaluate(key: Array, vae: VAE, x: Any, *, test: Any = None, num_samples: int = 16, step: int = 0) -> Evaluation:
+    """The ELBO of a net on train and test data, under its own objective, and what its latent units do.
 
     Args:
         key: a JAX PRNG key, for the Monte Carlo draws of a decoder that is not affine.
-        vae: the net.
-        x, test: data, (N, d); test may be None.
-        beta, dispersion: as in :func:`~glmvae.elbo.elbo_exact`.
+        vae: the net; ``vae.with_beta(...)`` for another beta.
+        x, test: data, (N, d), or :class:`~glmvae.rows.Rows` with their offset, trials, missing entries and weight; test
+            may be None.
         num_samples: draws of z a row, at least 2 for a standard error.
         step: recorded as it is.
 
@@ -84,73 +72,56 @@ def evaluate(
         :class:`Evaluation`.
 
     Raises:
-        ValueError, TypeError: bad data, beta (below 0), dispersion or num_samples; each names the argument.
+        ValueError, TypeError: bad data or num_samples, no net, no key; each names the argument.
 
     Exactness: exact (see :func:`~glmvae.elbo.elbo_exact`) for an affine decoder, otherwise unbiased.
 
     Example:
         >>> import jax
-        >>> from glmvae import monitor, nets
+        >>> from glmvae import Objective, monitor, nets
         >>> from glmvae.families import Gaussian
-        >>> vae = nets.canonical(jax.random.key(0), 4, 2, Gaussian(), encoder_widths=(8,))
+        >>> objective = Objective(Gaussian(), dispersion=1.0)
+        >>> vae = nets.canonical(jax.random.key(0), 4, 2, objective, encoder_widths=(8,))
         >>> at = monitor.evaluate(jax.random.key(0), vae, jax.random.normal(jax.random.key(1), (50, 4)))
         >>> at.kl.shape, float(at.train_error)
         ((2,), 0.0)
     """
-    x = _checks.rows_of(x, vae.family, vae.columns).astype(vae.dtype)
-    _checks.at_least(beta, 0.0, "beta")  # 0 is where annealing starts
-    _checks.positive(dispersion, "dispersion", vae.columns)
-    weight, phi = jnp.asarray(beta, vae.dtype), jnp.asarray(dispersion, vae.dtype)
-    structure, params, rest = nnx.split(vae, nnx.Param, ...)  # type: ignore[misc]
-    elbo, error, kl, activity = _measure(structure, params, rest, key, x, weight, phi, num_samples)
-    test_elbo = test_error = jnp.full((), jnp.nan, vae.dtype)
-    if test is not None:
-        test = _checks.rows_of(test, vae.family, vae.columns, name="test").astype(vae.dtype)
-        test_elbo, test_error, _, _ = _measure(structure, params, rest, key, test, weight, phi, num_samples)
-    return Evaluation(jnp.asarray(step), weight, elbo, error, test_elbo, test_error, kl, activity)
+    key, vae = _checks.prng_key(key, "key"), as_vae(vae)
+    num_samples = _checks.integer(num_samples, "num_samples")
+    source = rows_for(vae, x)
+    tests = None if test is None else rows_for(vae, test, "test")
+    elbo, error, q, weight = _measured(key, vae, source, num_samples)
+    test_elbo, test_error = np.nan, np.nan
+    if tests is not None:
+        test_elbo, test_error, _, _ = _measured(key, vae, tests, num_samples, "test")
+    mean, variance = np.asarray(q.mean), np.diagonal(np.asarray(q.covariance), axis1=1, axis2=2)
+    with np.errstate(over="ignore", divide="ignore"):  # an ELBO that is out of range is infinite
+        kl = _mean(weight, 0.5 * (variance + mean**2 - 1 - np.log(variance)))
+        activity = _mean(weight, (mean - _mean(weight, mean)[None]) ** 2)
+        figures = (np.asarray(vae.beta), elbo, error, test_elbo, test_error, kl, activity)
+        return Evaluation(np.asarray(step), *(np.asarray(figure, vae.dtype) for figure in figures))
 
 
-@partial(jax.jit, static_argnames=("structure", "num_samples"))
-def _measure(
-    structure: Any, params: Any, rest: Any, key: Array, x: Array, beta: Array, phi: Array, num_samples: int
-) -> tuple[Array, Array, Array, Array]:
-    vae = nnx.merge(structure, params, rest)
-
-    def rows(x: Array, block: Array) -> tuple[Array, ...]:
-        q = vae.encoder(x)
-        if vae.affine_decoder:
-            elbo = elbo_exact(vae.loadings, vae.intercept, x, q, vae.family, beta=beta, dispersion=phi)
-            error = jnp.zeros_like(elbo)
-        else:
-            draws = jax.random.fold_in(key, block)
-            elbo, error = elbo_monte_carlo(
-                draws, vae.decoder, x, q, vae.family, beta=beta, dispersion=phi, num_samples=num_samples
-            )
-        variance = jnp.diagonal(q.covariance, axis1=-2, axis2=-1)
-        kl = 0.5 * (variance + q.mean**2 - 1 - jnp.log(variance))
-        return elbo, error, kl, q.mean
-
-    (elbo, error, kl, mean), weight = _by_blocks(rows, x)
-    centre = weight @ mean
-    return weight @ elbo, jnp.sqrt(jnp.sum((weight * error) ** 2)), weight @ kl, weight @ (mean - centre) ** 2
+def _measured(key: Array, vae: VAE, source: Source, num_samples: int, name: str = "x") -> tuple[Any, Any, Any, Any]:
+    """Mean ELBO, its standard error, the posterior, and what a row counts in means (together 1)."""
+    weight = np.asarray(per_row(_weight, source, family=vae.family, name=name), float)
+    weight = weight / weight.sum()
+    q = vae.encoder(source)
+    if vae.affine_decoder:
+        elbo, error = elbo_exact(vae, source, q), jnp.zeros(())
+    else:
+        elbo, error = elbo_monte_carlo(key, vae.decoder, source, q, vae.objective, num_samples=num_samples)
+    squares = np.broadcast_to(np.asarray(error, float) ** 2, weight.shape)
+    return _mean(weight, np.asarray(elbo)), np.sqrt(_mean(weight**2, squares)), q, weight
 
 
-def _by_blocks(f: Callable[[Array, Array], tuple[Array, ...]], x: Array) -> tuple[tuple[Array, ...], Array]:
-    """f(rows, number of the block), block after block, with the weight of every row in a mean: 1 / N, or 0.
+def _mean(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The sum of weight times value, over the rows that count."""
+    return weight[weight > 0] @ np.asarray(values, float)[weight > 0]
 
-    The last block ends at the last row; the rows it shares with the one before it weigh 0 there.
-    """
-    count = x.shape[0]
-    block = min(_BLOCK, count)
 
-    def body(_: None, i: Array) -> tuple[None, tuple]:
-        start = jnp.minimum(i * block, count - block)
-        fresh = start + jnp.arange(block) >= i * block
-        return None, (f(jax.lax.dynamic_slice_in_dim(x, start, block), i), fresh.astype(x.dtype) / count)
-
-    _, stacked = jax.lax.scan(body, None, jnp.arange(-(-count // block)))
-    values, weight = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
-    return values, weight
+def _weight(rows: Rows, _: None) -> tuple[None, Array]:
+    return None, rows.weight
 
 
 class Reference(NamedTuple):
@@ -158,29 +129,29 @@ class Reference(NamedTuple):
 
     Fields:
         elbo_taylor: L-hat at the optimum.
-        lower, upper: what Corollary 1 says of the optimum's exact ELBO; NaN for families without remainder bounds.
+        lower, upper: what Corollary 1 says of the optimum's exact ELBO; NaN for a family that knows no remainder.
         elbo_exact: that ELBO.
     """
 
-    elbo_taylor: Float[Array, ""]
-    lower: Float[Array, ""]
-    upper: Float[Array, ""]
-    elbo_exact: Float[Array, ""]
+    elbo_taylor: Float[np.ndarray, ""]
+    lower: Float[np.ndarray, ""]
+    upper: Float[np.ndarray, ""]
+    elbo_exact: Float[np.ndarray, ""]
 
 
-def reference(optimum: AffineOptimum, x: ArrayLike, family: Family) -> Reference:
+def reference(optimum: AffineOptimum, x: Any) -> Reference:
     """The L-hat line of an optimum on any data, the bracket of Corollary 1 around it, and the exact ELBO within.
 
     Args:
-        optimum: from :func:`~glmvae.optimum.fit`; its beta, dispersion and expansion point are used.
-        x: data, (N, d): those of the fit, or test data.
-        family: the observation model.
+        optimum: from :func:`~glmvae.optimum.fit`; its family, beta, dispersion and expansion point are used.
+        x: data, (N, d), or :class:`~glmvae.rows.Rows`: those of the fit, or test data.
 
     Returns:
-        :class:`Reference`.
+        :class:`Reference`, means over the rows by their weight.
 
     Raises:
-        ValueError, TypeError: bad data.
+        ValueError: bad data; an optimum whose dispersion is 0, which has no density.
+        TypeError: no optimum with an expansion point.
 
     Exactness: lower <= elbo_exact <= upper up to rounding. L-hat is itself a lower bound for Bernoulli and binomial at
     expansion point 0. A net, whose posterior and decoder are its own, may rise above all four.
@@ -190,32 +161,48 @@ def reference(optimum: AffineOptimum, x: ArrayLike, family: Family) -> Reference
         >>> from glmvae import fit, monitor
         >>> from glmvae.families import Bernoulli
         >>> x = jax.random.bernoulli(jax.random.key(0), 0.3, (50, 4)).astype("float32")
-        >>> at = monitor.reference(fit(x, Bernoulli(), 2), x, Bernoulli())
+        >>> at = monitor.reference(fit(x, Bernoulli(), 2), x)
         >>> bool(at.lower <= at.elbo_exact <= at.upper)
         True
 
     Source: figure 1; Corollary 1.
     """
-    x = _checks.rows_of(x, family, optimum.loadings.shape[0]).astype(optimum.loadings.dtype)
-    return _reference(optimum, x, family)
+    eta0 = getattr(optimum, "expansion_point", None)
+    if eta0 is None:
+        raise TypeError(f"optimum: expected an AffineOptimum, as fit returns, got {type(optimum).__name__}")
+    model = as_model(optimum, "optimum")
+    require_density(model)
+    source = as_source(x, columns=model.loadings.shape[0])
+    q = posterior(optimum, source)
+    taylor = elbo_quadratic(optimum, source, q, expand_at=eta0)
+    exact = elbo_exact(optimum, source, q)
+    weight = np.asarray(per_row(_weight, source), float)
+    lower = upper = np.full((), np.nan)
+    if model.family.has_remainder:
+        options: dict[str, Any] = {"family": model.family, "num_covariates": model.decoder.num_covariates, "given": q}
+        lower, upper = (np.asarray(taylor + end) for end in per_row(_remainder, source, model, eta0, **options))
+    weight, dtype = weight / weight.sum(), np.asarray(exact).dtype
+    values = (np.broadcast_to(np.asarray(value), weight.shape) for value in (taylor, lower, upper, exact))
+    with np.errstate(over="ignore"):
+        return Reference(*(np.asarray(_mean(weight, value), dtype) for value in values))
 
 
-@jax.jit
-def _reference(optimum: AffineOptimum, x: Array, family: Family) -> Reference:
-    settings = {"beta": optimum.beta, "dispersion": optimum.dispersion}
-    eta0 = optimum.expansion_point
+def _remainder(rows: Rows, q: Posterior, model: AffineModel, eta0: Array) -> tuple[None, tuple[Array, Array]]:
+    """The ends of the expected remainder of every row."""
+    mean, variance = (jnp.broadcast_to(part, rows.x.shape) for part in predictor_moments(model.decoder, rows, q))
+    eta0, phi = jnp.broadcast_to(eta0, rows.x.shape), model.objective.dispersion_of_entries
+    ends = model.family.for_rows(rows).expected_remainder(mean, variance, eta0, rows.x, phi)
+    return None, jax.tree.map(lambda end: row_sum(rows, end), ends)
 
-    def rows(x: Array, _: Array) -> tuple[Array, ...]:
-        q = posterior(optimum, x)
-        decoder = (optimum.loadings, optimum.intercept)
-        taylor = elbo_quadratic(*decoder, x, q, family, expand_at=eta0, **settings)
-        lower = upper = jnp.full_like(taylor, jnp.nan)
-        if isinstance(family, Gaussian | Binomial | Poisson):
-            bounds = expected_remainder_bounds(
-                family, *predictor_moments(*decoder, q), eta0, dispersion=optimum.dispersion
-            )
-            lower, upper = (taylor + jnp.sum(b, axis=-1) for b in bounds)
-        return taylor, lower, upper, elbo_exact(*decoder, x, q, family, **settings)
 
-    values, weight = _by_blocks(rows, x)
-    return Reference(*(weight @ v for v in values))
+def require_density(model: AffineModel, name: str = "optimum") -> None:
+    """A Gaussian optimum of as many units as the data have directions leaves nothing over: its dispersion is 0.
+
+    Raises:
+        ValueError: it is.
+    """
+    if _checks.concrete(model.dispersion) and not np.all(np.asarray(model.dispersion) > 0):
+        raise ValueError(
+            f"{name}: its dispersion is 0, since {model.decoder.latent_dim} latent units reproduce the data without "
+            "error, and there is no density to take the ELBO of; fit with fewer units, or with a dispersion"
+        )

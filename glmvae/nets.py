@@ -4,188 +4,61 @@
     canonical   x(d) - 2000 - d - (mu_z, log sigma_z^2)(kappa) - eta(d)
 
 Hidden layers are ReLU, the others affine; the family turns eta into a mean. The canonical net's decoder is affine, so
-everything the closed form says of affine decoders applies to it. Not imported by ``import glmvae``::
+everything the closed form says of affine decoders applies to it. ``skip=True`` adds an affine path beside each side's
+hidden layers, eta = W z + b + net_d(z) and mu_z = E x + e + net_e(x). Not imported by ``import glmvae``::
 
     from glmvae import nets
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 
-from glmvae import _checks
+from glmvae.autoencoder import VAE as VAE
+from glmvae.blocks import total
+from glmvae.centring import Origin
 from glmvae.families import Family
-from glmvae.optimum import Posterior
-
-
-class VAE(nnx.Module):
-    """A beta-VAE's encoder and decoder, He-initialised, biases zero. Made by :func:`deep` or :func:`canonical`.
-
-    Args:
-        key: a JAX PRNG key.
-        columns: number of columns of the data [d].
-        latent_dim: number of latent units [kappa], 1 to d.
-        family: the observation model.
-        encoder_widths, decoder_widths: of the hidden layers, in the order data pass them; ``()`` is an affine map.
-        full_covariance: the encoder returns a full covariance, through its Cholesky factor, in place of a diagonal.
-        dtype: of the parameters; None is JAX's default float.
-
-    Raises:
-        ValueError: a size below 1, latent_dim above columns, a dtype that is not float32 or float64.
-        TypeError: a size that is not an integer; family not a :class:`~glmvae.families.Family`.
-    """
-
-    def __init__(
-        self,
-        key: Array,
-        columns: int,
-        latent_dim: int,
-        family: Family,
-        *,
-        encoder_widths: Sequence[int],
-        decoder_widths: Sequence[int],
-        full_covariance: bool = False,
-        dtype: DTypeLike | None = None,
-    ) -> None:
-        if not isinstance(family, Family):
-            raise TypeError(f"family: expected a Family, got {type(family).__name__}")
-        self.columns = _checks.integer(columns, "columns")
-        self.latent_dim = _checks.latent_dim(latent_dim, self.columns)
-        self.encoder_widths = tuple(_checks.integer(w, "encoder_widths") for w in encoder_widths)
-        self.decoder_widths = tuple(_checks.integer(w, "decoder_widths") for w in decoder_widths)
-        self.full_covariance = bool(full_covariance)
-        self.dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
-        if self.dtype not in (jnp.dtype("float32"), jnp.dtype("float64")):
-            raise ValueError(f"dtype: expected float32 or float64, got {self.dtype}")
-        self.family = nnx.data(family)
-
-        k = self.latent_dim
-        into, out = (self.columns, *self.encoder_widths), (k, *self.decoder_widths)
-        shapes = [*itertools.pairwise(into), (into[-1], k), (into[-1], k * (k + 1) // 2 if full_covariance else k)]
-        shapes += [*itertools.pairwise(out), (out[-1], self.columns)]
-        kernels = _he_kernels(key, tuple(shapes), self.dtype)
-        layers = [_affine(kernel) for kernel in kernels]
-        depth = len(self.encoder_widths)
-        self.encoder_layers = nnx.List(layers[:depth])
-        self.mean_layer, self.scale_layer = layers[depth : depth + 2]
-        self.decoder_layers = nnx.List(layers[depth + 2 : -1])
-        self.output_layer = layers[-1]
-
-    @property
-    def affine_decoder(self) -> bool:
-        """Whether the decoder has no hidden layer: eta = W z + b."""
-        return not self.decoder_widths
-
-    @property
-    def loadings(self) -> Float[Array, "d k"]:
-        """W of an affine decoder."""
-        self._require_affine("loadings")
-        return self.output_layer.kernel[...].T
-
-    @property
-    def intercept(self) -> Float[Array, " d"]:
-        """b of an affine decoder."""
-        self._require_affine("intercept")
-        return self.output_layer(jnp.zeros(self.latent_dim, self.dtype))
-
-    def _require_affine(self, what: str) -> None:
-        if not self.affine_decoder:
-            raise ValueError(f"{what}: the decoder is not affine, it has hidden layers {self.decoder_widths}")
-
-    def settings(self) -> dict[str, Any]:
-        """The arguments, but for the key, that make a net of this shape."""
-        names = ("columns", "latent_dim", "family", "encoder_widths", "decoder_widths", "full_covariance", "dtype")
-        return {name: getattr(self, name) for name in names}
-
-    def encode(self, x: Float[Array, "*n d"]) -> tuple[Float[Array, "*n k"], Array]:
-        """Posterior mean (N, kappa) and scale: standard deviations (N, kappa), or Cholesky factors (N, kappa, kappa).
-
-        What training uses: no matrix is factored here, and none need be.
-        """
-        h = x
-        for layer in self.encoder_layers:
-            h = jax.nn.relu(layer(h))
-        mean, raw = self.mean_layer(h), self.scale_layer(h)
-        deviation = jnp.exp(0.5 * raw[..., : self.latent_dim])
-        if not self.full_covariance:
-            return mean, deviation
-        factor = deviation[..., None] * jnp.eye(self.latent_dim, dtype=raw.dtype)
-        row, column = jnp.tril_indices(self.latent_dim, -1)
-        return mean, factor.at[..., row, column].set(raw[..., self.latent_dim :])
-
-    def encoder(self, x: ArrayLike) -> Posterior:
-        """q(z | x) of every row.
-
-        Args:
-            x: data, (N, d).
-
-        Returns:
-            :class:`~glmvae.optimum.Posterior`, means (N, kappa), covariances (N, kappa, kappa).
-
-        Raises:
-            ValueError: another number of columns or of dimensions, NaN or infinity.
-            TypeError: not numbers.
-        """
-        x = _checks.matrix(x, "x", columns=self.columns).astype(self.dtype)
-        mean, scale = self.encode(x)
-        if self.full_covariance:
-            return Posterior(mean, scale @ jnp.swapaxes(scale, -1, -2))
-        return Posterior(mean, scale[..., None] ** 2 * jnp.eye(self.latent_dim, dtype=scale.dtype))
-
-    def decoder(self, z: Float[Array, "*n k"]) -> Float[Array, "*n d"]:
-        """eta of a latent vector (kappa,) or of rows of them (N, kappa)."""
-        for layer in self.decoder_layers:
-            z = jax.nn.relu(layer(z))
-        return self.output_layer(z)
-
-
-@partial(jax.jit, static_argnames=("shapes", "dtype"))
-def _he_kernels(key: Array, shapes: tuple[tuple[int, int], ...], dtype: DTypeLike) -> list[Array]:
-    """He et al. (2015): N(0, 2 / fan-in), which keeps the scale of activations through ReLU layers."""
-    ends = list(itertools.accumulate(rows * columns for rows, columns in shapes))
-    parts = jnp.split(jax.random.normal(key, (ends[-1],), dtype), ends[:-1])  # one draw compiles faster than many
-    return [part.reshape(shape) * (2 / shape[0]) ** 0.5 for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _affine(kernel: Array) -> nnx.Linear:
-    def init(*_: Any) -> Array:
-        return kernel
-
-    return nnx.Linear(*kernel.shape, kernel_init=init, param_dtype=kernel.dtype, rngs=nnx.Rngs(0))
+from glmvae.layers import encoder_inputs
+from glmvae.model import Objective, gaussian_kl
+from glmvae.residuals import encoder_shift
+from glmvae.rows import Rows, observed
+from glmvae.sources import as_source
+from glmvae.statistics import Moments
 
 
 def deep(
     key: Array,
     columns: int,
     latent_dim: int,
-    family: Family,
+    objective: Objective | Family,
     *,
     encoder_widths: Sequence[int] = (2000, 1000),
     decoder_widths: Sequence[int] = (1000, 2000),
     full_covariance: bool = False,
+    standardise: tuple[ArrayLike, ArrayLike] | None = None,
+    skip: bool = False,
     dtype: DTypeLike | None = None,
 ) -> VAE:
     """The paper's deep architecture: ReLU nets on both sides.
 
     Args:
-        key, columns, latent_dim, family, full_covariance, dtype: see :class:`VAE`.
+        key, columns, latent_dim, objective, full_covariance, standardise, skip, dtype: see
+            :class:`~glmvae.autoencoder.VAE`.
         encoder_widths, decoder_widths: of the hidden layers, in the order data pass them.
 
     Returns:
-        A :class:`VAE`, He-initialised.
+        A :class:`~glmvae.autoencoder.VAE`, He-initialised.
 
     Raises:
-        ValueError, TypeError: see :class:`VAE`.
+        ValueError, TypeError: see :class:`~glmvae.autoencoder.VAE`.
 
     Exactness: its ELBO has no closed form: Monte Carlo.
 
@@ -203,10 +76,12 @@ def deep(
         key,
         columns,
         latent_dim,
-        family,
+        objective,
         encoder_widths=encoder_widths,
         decoder_widths=decoder_widths,
         full_covariance=full_covariance,
+        standardise=standardise,
+        skip=skip,
         dtype=dtype,
     )
 
@@ -215,25 +90,28 @@ def canonical(
     key: Array,
     columns: int,
     latent_dim: int,
-    family: Family,
+    objective: Objective | Family,
     *,
     encoder_widths: Sequence[int] | None = None,
     full_covariance: bool = False,
+    standardise: tuple[ArrayLike, ArrayLike] | None = None,
+    skip: bool = False,
     dtype: DTypeLike | None = None,
 ) -> VAE:
     """The paper's canonical architecture: a ReLU encoder and an affine decoder.
 
     Args:
-        key, columns, latent_dim, family, full_covariance, dtype: see :class:`VAE`.
+        key, columns, latent_dim, objective, full_covariance, standardise, skip, dtype: see
+            :class:`~glmvae.autoencoder.VAE`.
         encoder_widths: of the hidden layers; None is (2000, d).
 
     Returns:
-        A :class:`VAE`, He-initialised.
+        A :class:`~glmvae.autoencoder.VAE`, He-initialised.
 
     Raises:
-        ValueError, TypeError: see :class:`VAE`.
+        ValueError, TypeError: see :class:`~glmvae.autoencoder.VAE`.
 
-    Exactness: its ELBO is :func:`~glmvae.elbo.elbo_exact` of ``vae.loadings`` and ``vae.intercept``.
+    Exactness: its ELBO is ``elbo_exact(vae, x, vae.encoder(x))``, see :func:`~glmvae.elbo.elbo_exact`.
 
     Example:
         >>> import jax
@@ -250,12 +128,80 @@ def canonical(
         key,
         columns,
         latent_dim,
-        family,
+        objective,
         encoder_widths=widths,
         decoder_widths=(),
         full_covariance=full_covariance,
+        standardise=standardise,
+        skip=skip,
         dtype=dtype,
     )
+
+
+def standardisation(x: Any, family: Family | None = None) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+    """The mean and the standard deviation of every input of the encoder: what ``standardise=`` of a net takes.
+
+    Args:
+        x: the training data: an array (N, d), :class:`~glmvae.rows.Rows` (missing entries are left out, rows count by
+            their weight) or a :class:`~glmvae.sources.Source`; or their :class:`~glmvae.statistics.Moments`.
+        family: of the net; needed where rows bring an offset or trials, which then are part of the inputs.
+
+    Returns:
+        (mean, sd), each (d,). The sd of a constant column is 1.
+
+    Raises:
+        ValueError, TypeError: bad data; rows with an offset or trials and no family.
+
+    Exactness: exact up to rounding.
+
+    Example:
+        >>> import jax
+        >>> from glmvae import nets
+        >>> from glmvae.families import Poisson
+        >>> x = [[1.0, 900.0], [3.0, 1100.0]]
+        >>> mean, sd = nets.standardisation(x)
+        >>> print(mean, sd)
+        [   2. 1000.] [  1. 100.]
+        >>> vae = nets.canonical(jax.random.key(0), 2, 1, Poisson(), encoder_widths=(8,), standardise=(mean, sd))
+    """
+    if isinstance(x, Moments):
+        mean, variance = x.mean, jnp.diagonal(x.covariance)
+        if x.at_offset is not None and x.family is not None:
+            mean = mean + encoder_shift(x.family, mean)
+    else:
+        source = as_source(x)
+        if family is None and source.rows is not None and _brings_more(source.rows):
+            raise ValueError("family: expected that of the net, since rows bring an offset or trials, got None")
+        origin = Origin()
+        options: dict[str, Any] = {"family": family, "add": _merged, "origin": origin.of}
+        count, mean, squares = total(_column_spread, source, family, **options)
+        mean = mean if origin.point is None else jnp.asarray(np.asarray(mean, float) + origin.point, mean.dtype)
+        variance = squares / jnp.where(count > 0, count, 1.0)
+    deviation = jnp.sqrt(jnp.maximum(variance, 0.0))
+    constant = deviation <= 4 * jnp.finfo(deviation.dtype).eps * jnp.abs(mean)
+    return mean, jnp.where(constant, 1.0, deviation)
+
+
+def _brings_more(rows: Rows) -> bool:
+    return rows.offset is not None or rows.trials is not None
+
+
+def _column_spread(rows: Rows, shifted: Array | None, family: Family | None) -> tuple[tuple[Array, Array, Array], None]:
+    """Of every column the weight, the mean and the sum of squared deviations of what was observed."""
+    rows = rows if shifted is None else rows.replace(x=shifted)
+    weight = observed(rows, jnp.broadcast_to(rows.weight[:, None], rows.x.shape))
+    x = jnp.where(weight > 0, rows.x if family is None else encoder_inputs(family, rows), 0.0)
+    count = jnp.sum(weight, axis=0)
+    mean = jnp.sum(weight * x, axis=0) / jnp.where(count > 0, count, 1.0)
+    return (count, mean, jnp.sum(weight * (x - mean[None]) ** 2, axis=0)), None
+
+
+@jax.jit
+def _merged(a: tuple[Array, Array, Array], b: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    (many, mean, squares), (more, other, others) = a, b
+    count = many + more
+    share, gap = more / jnp.where(count > 0, count, 1.0), other - mean
+    return count, mean + share * gap, squares + others + many * share * gap**2
 
 
 def reparameterise(mean: Float[Array, "n k"], scale: Array, noise: Float[Array, "n k"]) -> Float[Array, "n k"]:
@@ -268,4 +214,4 @@ def kl_of_scale(mean: Float[Array, "n k"], scale: Array) -> Float[Array, " n"]:
     full = scale.ndim > mean.ndim
     diagonal = jnp.diagonal(scale, axis1=-2, axis2=-1) if full else scale
     trace = jnp.sum(scale**2, axis=(-2, -1) if full else -1)
-    return 0.5 * (trace + jnp.sum(mean**2 - 2 * jnp.log(diagonal) - 1, axis=-1))
+    return gaussian_kl(mean, trace, 2 * jnp.sum(jnp.log(diagonal), axis=-1))

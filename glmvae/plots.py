@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from glmvae import _checks
+from glmvae._optional import optional
 from glmvae.optimum import AffineOptimum
 
 if TYPE_CHECKING:
@@ -24,12 +26,20 @@ _MOST_CLASSES = 20
 
 def _axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes:
     if ax is not None:
+        _require(hasattr(ax, "plot") and hasattr(ax, "get_xlabel"), "ax", "matplotlib Axes", ax)
         return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError('plots need matplotlib, which is optional: pip install "glmvae[plots]"') from error
-    return plt.subplots(figsize=size, layout="constrained")[1]
+    return optional("matplotlib.pyplot", "a plot").subplots(figsize=size, layout="constrained")[1]
+
+
+def _require(holds: bool, name: str, expected: str, got: Any) -> None:
+    if not holds:
+        raise TypeError(f"{name}: expected {expected}, got {type(got).__name__}")
+
+
+def _numbers(value: Any, name: str) -> np.ndarray:
+    advice = " (pass its .mean)" if hasattr(value, "mean") and hasattr(value, "covariance") else ""
+    _require(not advice and not isinstance(value, Mapping), name, f"an array{advice}", value)
+    return np.asarray(_checks.array(value, name), float)
 
 
 def elbo_curves(
@@ -53,6 +63,7 @@ def elbo_curves(
 
     Raises:
         ValueError: another word for ``on``, no curves, a curve without evaluations on those data.
+        TypeError: curves that are no mapping of labels to evaluations, a reference that is none.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -61,8 +72,12 @@ def elbo_curves(
     """
     if on not in ("train", "test"):
         raise ValueError(f'on: expected "train" or "test", got {on!r}')
+    _require(isinstance(curves, Mapping), "curves", 'a mapping such as {"He": run.evaluations}', curves)
     if not curves:
         raise ValueError("curves: expected at least one")
+    for label, at in curves.items():
+        _require(hasattr(at, "train_elbo"), f"curves[{label!r}]", "the evaluations of a run, run.evaluations", at)
+    _require(reference is None or hasattr(reference, "elbo_taylor"), "reference", "a monitor.Reference", reference)
     values = {label: np.asarray(getattr(at, f"{on}_elbo"), float) for label, at in curves.items()}
     for label, value in values.items():
         if not value.size or np.isnan(value).any():
@@ -113,21 +128,26 @@ def activities(
 
     Raises:
         ValueError: activities of another shape than (B, kappa).
+        TypeError: trained that is no mapping of labels to arrays; not numbers.
         ImportError: matplotlib is not installed.
 
     Example:
         >>> from glmvae import activity_path, plots
         >>> plots.activities(betas, activity_path(data, family, betas, 40))  # doctest: +SKIP
     """
-    grid, lines = np.asarray(betas, float), np.asarray(analytic, float)
-    for name, value in {"analytic": lines, **{k: np.asarray(v) for k, v in (trained or {}).items()}}.items():
+    _require(isinstance(trained, Mapping | None), "trained", 'a mapping such as {"net": activities}', trained)
+    grid, lines = _numbers(betas, "betas"), _numbers(analytic, "analytic")
+    if grid.ndim != 1:
+        raise ValueError(f"betas: expected shape (B,), got shape {grid.shape}")
+    nets = {label: _numbers(value, f"trained[{label!r}]") for label, value in (trained or {}).items()}
+    for name, value in {"analytic": lines, **nets}.items():
         if value.ndim != 2 or len(value) != len(grid) or value.shape != lines.shape:
             raise ValueError(f"{name}: expected shape ({len(grid)}, kappa) as betas and analytic, got {value.shape}")
     ax = _axes(ax)
     for j, unit in enumerate(lines.T):
         ax.plot(grid, unit, color="0.35", linewidth=1, label="closed form, (21)" if j == 0 else None)
-    for i, (label, marks) in enumerate((trained or {}).items()):
-        ordered = -np.sort(-np.asarray(marks, float), axis=1)
+    for i, (label, marks) in enumerate(nets.items()):
+        ordered = -np.sort(-marks, axis=1)
         settings: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "color": f"C{i}", "markerfacecolor": "none"}
         for j, unit in enumerate(ordered.T):
             ax.plot(grid, unit, linestyle="", markersize=5, label=label if j == 0 else None, **settings)
@@ -151,12 +171,16 @@ def spectrum(optimum: AffineOptimum, *, most: int = 50, ax: Axes | None = None) 
         The Axes.
 
     Raises:
+        TypeError: no optimum; most not an integer.
         ImportError: matplotlib is not installed.
 
     Example:
         >>> from glmvae import plots
         >>> plots.spectrum(optimum)  # doctest: +SKIP
     """
+    parts = all(hasattr(optimum, name) for name in ("eigenvalues", "beta", "loadings"))
+    _require(parts, "optimum", "an optimum such as fit returns", optimum)
+    most = _checks.integer(most, "most")
     values, beta = np.asarray(optimum.eigenvalues, float)[:most], float(optimum.beta)
     number, units = np.arange(1, len(values) + 1), optimum.loadings.shape[1]
     kept = (values > beta) & (number <= units)
@@ -191,20 +215,25 @@ def reconstructions(
 
     Raises:
         ValueError: no rows, rows of different shapes or of another size than the images.
+        TypeError: rows that are no mapping of labels to arrays, an image_shape that is no pair of integers.
         ImportError: matplotlib is not installed.
 
     Example:
         >>> from glmvae import plots
         >>> plots.reconstructions({"data": x, "net": mean}, (28, 20))  # doctest: +SKIP
     """
-    arrays = {label: np.asarray(value)[:most] for label, value in rows.items()}
+    _require(isinstance(rows, Mapping), "rows", 'a mapping such as {"data": x}', rows)
+    most = _checks.integer(most, "most")
+    arrays = {label: _numbers(value, f"rows[{label!r}]")[:most] for label, value in rows.items()}
     shapes = {value.shape for value in arrays.values()}
-    height, width = image_shape
+    pair = isinstance(image_shape, tuple | list) and len(image_shape) == 2
+    _require(pair, "image_shape", "(height, width)", image_shape)
+    height, width = (_checks.integer(length, "image_shape") for length in image_shape)
     if len(shapes) != 1 or (shape := shapes.pop())[1:] != (height * width,):
         raise ValueError(
             f"rows: expected arrays of one shape (n, {height * width}), got {[*map(np.shape, rows.values())]}"
         )
-    pictures = np.stack([*arrays.values()]).reshape(len(arrays), shape[0], height, width).astype(float)
+    pictures = np.stack([*arrays.values()]).reshape(len(arrays), shape[0], height, width)
     framed = np.pad(pictures, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=np.nan)
     mosaic = framed.transpose(0, 2, 1, 3).reshape(len(arrays) * (height + 2), -1)
     ax = _axes(ax, (1.0 + 0.8 * shape[0], 0.4 + 0.8 * len(arrays) * height / width))
@@ -232,15 +261,19 @@ def latent_scatter(
 
     Raises:
         ValueError: fewer units than asked for, labels of another length.
+        TypeError: means that are not numbers, units that are no pair of integers.
         ImportError: matplotlib is not installed.
 
     Example:
         >>> from glmvae import plots
         >>> plots.latent_scatter(vae.encoder(x).mean, labels)  # doctest: +SKIP
     """
-    points, (first, second) = np.asarray(mean, float), units
+    points = _numbers(mean, "mean")
+    pair = isinstance(units, tuple | list) and len(units) == 2
+    _require(pair, "units", "a pair of integers such as (0, 1)", units)
+    first, second = units = tuple(_checks.integer(unit, "units", least=0) for unit in units)
     if points.ndim != 2 or not 0 <= min(units) <= max(units) < points.shape[1]:
-        raise ValueError(f"mean: expected shape (N, kappa) with units {tuple(units)}, got shape {points.shape}")
+        raise ValueError(f"mean: expected shape (N, kappa) with units {units}, got shape {points.shape}")
     if labels is not None and np.shape(labels) != points.shape[:1]:
         raise ValueError(f"labels: expected shape ({len(points)},), got shape {np.shape(labels)}")
     ax = _axes(ax, (5.4, 4.6))

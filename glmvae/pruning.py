@@ -12,7 +12,7 @@ lambda_j > beta predicts the exact ELBO's active units; it is no theorem.
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,25 +22,17 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae.expansion import expansion_point
 from glmvae.families import Family
-from glmvae.moments import Moments
-from glmvae.optimum import (
-    AffineOptimum,
-    _check_moments,
-    check_optimum,
-    dispersion_of,
-    gaussian_dispersion,
-    whitened_spectrum,
-    without_rounding,
-)
+from glmvae.optimum import check_optimum
+from glmvae.spectral import Spectrum, as_concrete, dispersion_at, spectrum_of
+from glmvae.statistics import Moments, as_moments
 
 
-def activity(optimum: AffineOptimum) -> Float[Array, " k"]:
+def activity(optimum: Any) -> Float[Array, " k"]:
     """A_j = (1 - beta / lambda_j)+ of every latent unit (21): 0 is pruned, near 1 is all signal.
 
     Args:
-        optimum: from :func:`~glmvae.optimum.fit`.
+        optimum: from :func:`~glmvae.optimum.fit`, or a refined one.
 
     Returns:
         (kappa,), descending.
@@ -48,7 +40,8 @@ def activity(optimum: AffineOptimum) -> Float[Array, " k"]:
     Raises:
         TypeError: an optimum that is none.
 
-    Exactness: the variance over the data of the posterior mean, exact at the optimum of L-hat.
+    Exactness: the variance over the data of the posterior mean, exact at the optimum of L-hat. Where trials differ from
+    row to row it is that of the whitened responses at the column's largest.
 
     Example:
         >>> from glmvae import activity, fit, moments
@@ -60,7 +53,12 @@ def activity(optimum: AffineOptimum) -> Float[Array, " k"]:
     Source: (21); Burda et al. (2015).
     """
     check_optimum(optimum)
-    return _activity(optimum.eigenvalues[: optimum.loadings.shape[1]], optimum.beta)
+    return _activity_of(optimum.eigenvalues, optimum.beta)[: optimum.loadings.shape[1]]
+
+
+@jax.jit
+def _activity_of(eigenvalues: Array, beta: Array) -> Array:
+    return _activity(eigenvalues, jnp.asarray(beta, eigenvalues.dtype))
 
 
 def _activity(eigenvalues: Array, beta: Array) -> Array:
@@ -69,7 +67,7 @@ def _activity(eigenvalues: Array, beta: Array) -> Array:
 
 
 def activity_path(
-    moments: Moments,
+    x: Any,
     family: Family,
     betas: ArrayLike,
     latent_dim: int,
@@ -80,14 +78,14 @@ def activity_path(
     """The activities (21) over a grid of beta, from one eigendecomposition.
 
     Args:
-        moments: of the data.
+        x: data, or their :class:`~glmvae.statistics.Moments`, as in :func:`~glmvae.optimum.fit`.
         family: the observation model.
         betas: (B,), positive.
         latent_dim: kappa.
         dispersion, expand_at: as in :func:`~glmvae.optimum.fit`; an estimated dispersion is estimated for each beta.
 
     Returns:
-        (B, kappa): row i is ``activity(fit(moments, family, latent_dim, beta=betas[i], ...))``.
+        (B, kappa): row i is ``activity(fit(x, family, latent_dim, beta=betas[i], ...))``.
 
     Raises:
         ValueError, TypeError: as ``fit``; betas that are not a vector of positive numbers.
@@ -95,49 +93,42 @@ def activity_path(
     Exactness: as :func:`activity`.
 
     Example:
-        >>> from glmvae import activity_path, moments
+        >>> from glmvae import activity_path
         >>> from glmvae.families import Gaussian
-        >>> data = moments([[2.0, 1.0], [-2.0, -1.0], [2.0, -1.0], [-2.0, 1.0]])
-        >>> print(activity_path(data, Gaussian(), [1.0, 2.0, 4.0], 1, dispersion=1.0))
+        >>> x = [[2.0, 1.0], [-2.0, -1.0], [2.0, -1.0], [-2.0, 1.0]]
+        >>> print(activity_path(x, Gaussian(), [1.0, 2.0, 4.0], 1, dispersion=1.0))
         [[0.75]
          [0.5 ]
          [0.  ]]
 
     Source: (21), figure 2.
     """
-    data, eta0, phi = _arguments(moments, family, dispersion, expand_at)
-    latent_dim = _checks.latent_dim(latent_dim, data.mean.shape[0])
-    grid = _checks.numeric(betas, "betas").astype(data.mean.dtype)
-    if grid.ndim != 1 or not grid.size:
-        raise ValueError(f"betas: expected a vector, got shape {grid.shape}")
-    if _checks.concrete(grid):
-        bad = ~(np.isfinite(np.asarray(grid)) & (np.asarray(grid) > 0))
-        if bad.any():
-            raise ValueError(
-                f"betas: expected positive finite numbers, got {float(grid[bad][0]):g} at {_checks.first_index(bad)}"
-            )
-    return _path(data, family, grid, phi, eta0, latent_dim=latent_dim)
+    data = _data(x, family)
+    columns, dtype = data.mean.shape[0], data.mean.dtype
+    latent_dim = _checks.latent_dim(latent_dim, columns, least=0)
+    if np.ndim(betas) != 1 or not np.size(betas):
+        raise ValueError(f"betas: expected a vector, got shape {np.shape(betas)}")
+    grid = _checks.positive(_checks.array(betas, "betas"), "betas", vector=True, dtype=dtype)
+    found = spectrum_of(data, family, dispersion, expand_at, 1)
+    with as_concrete((found, grid)):
+        path = _path(found, latent_dim, grid)
+        return path[:, :latent_dim]
 
 
-@partial(jax.jit, static_argnames="latent_dim")
-def _path(data: Moments, family: Family, betas: Array, phi: Array | None, eta0: Array, *, latent_dim: int) -> Array:
-    values = _eigenvalues(data, family, phi, eta0)
+@jax.jit
+def _path(spectrum: Spectrum, latent_dim: Array, betas: Array) -> Array:
+    values, columns = spectrum.values, spectrum.vectors.shape[0]
 
     def at(beta: Array) -> Array:
-        if phi is not None:
-            return _activity(values[:latent_dim], beta)
-        unit = gaussian_dispersion(values, latent_dim, beta)
-        return _activity(jnp.where(unit > 0, values, without_rounding(values))[:latent_dim], beta * unit)
+        if spectrum.dispersion is not None:
+            return _activity(values, beta)
+        return _activity(values, beta * dispersion_at(values, spectrum.rest, columns, latent_dim, beta))
 
     return jax.vmap(at)(betas)
 
 
-def _eigenvalues(data: Moments, family: Family, phi: Array | None, eta0: Array) -> Array:
-    return whitened_spectrum(data, family, eta0, jnp.ones((), eta0.dtype) if phi is None else phi).eigenvalues
-
-
 def beta_for_active_units(
-    moments: Moments,
+    x: Any,
     family: Family,
     units: int,
     *,
@@ -148,7 +139,7 @@ def beta_for_active_units(
     """The interval of beta that leaves just ``units`` latent units active at the closed-form optimum.
 
     Args:
-        moments: of the data.
+        x: data, or their :class:`~glmvae.statistics.Moments`, as in :func:`~glmvae.optimum.fit`.
         family: the observation model.
         units: wanted number of active units, 0 to ``latent_dim``.
         latent_dim: kappa; None is the number of columns.
@@ -165,25 +156,34 @@ def beta_for_active_units(
     Exactness: exact for the optimum of L-hat.
 
     Example:
-        >>> from glmvae import beta_for_active_units, moments
+        >>> from glmvae import beta_for_active_units
         >>> from glmvae.families import Gaussian
-        >>> data = moments([[2.0, 1.0], [-2.0, -1.0], [2.0, -1.0], [-2.0, 1.0]])
-        >>> beta_for_active_units(data, Gaussian(), 1, dispersion=1.0)
+        >>> x = [[2.0, 1.0], [-2.0, -1.0], [2.0, -1.0], [-2.0, 1.0]]
+        >>> beta_for_active_units(x, Gaussian(), 1, dispersion=1.0)
         (1.0, 4.0)
 
     Source: (17) read backwards; for an estimated dispersion with (18).
     """
-    data, eta0, phi = _arguments(moments, family, dispersion, expand_at)
+    data = _data(x, family)
+    if not _checks.concrete(data):
+        raise TypeError(
+            "x: `beta_for_active_units` returns Python numbers, so it is not for use under a transformation"
+        )
     d = data.mean.shape[0]
-    latent_dim = d if latent_dim is None else _checks.latent_dim(latent_dim, d)
+    latent_dim = d if latent_dim is None else _checks.latent_dim(latent_dim, d, least=0)
     units = _checks.latent_dim(units, latent_dim, "units", of="latent units", least=0)
-    spectrum = _eigenvalues(data, family, phi, eta0)
-    values = np.asarray(without_rounding(spectrum) if phi is None else spectrum, np.float64)
-    rest = float(values[units:].sum())
+    return betas_leaving(spectrum_of(data, family, dispersion, expand_at, 1), units, latent_dim)
+
+
+def betas_leaving(spectrum: Spectrum, units: int, latent_dim: int) -> tuple[float, float]:
+    """:func:`beta_for_active_units` of a spectrum, its arguments checked."""
+    d = np.shape(spectrum.vectors)[0]
+    values = np.asarray(spectrum.values, np.float64)
+    rest = float(values[units:].sum() + np.asarray(spectrum.rest))
 
     def leaves(value: float) -> float:
         """The beta at which an eigenvalue meets the cut-off while ``units`` are active."""
-        if phi is not None:
+        if spectrum.dispersion is not None:
             return value
         # value = beta sigma^2 with sigma^2 = rest / (d - beta units)
         return d * value / (rest + units * value) if value > 0 else 0.0
@@ -193,14 +193,14 @@ def beta_for_active_units(
     return lower, float(upper)
 
 
-def collapse_onset(moments: Moments, family: Family, *, dispersion: ArrayLike | None = None) -> Float[Array, ""]:
+def collapse_onset(x: Any, family: Family, *, dispersion: ArrayLike | None = None) -> Float[Array, ""]:
     """The beta from which posterior collapse (W = 0) is a local optimum of the exact beta-ELBO.
 
     It is the largest eigenvalue of the covariance of the Pearson residuals (x - mu) / sqrt(phi F'') of the
     intercept-only GLM: for Bernoulli data that are 0 or 1, of the correlation matrix.
 
     Args:
-        moments: of the data.
+        x: data, or their :class:`~glmvae.statistics.Moments`, as in :func:`~glmvae.optimum.fit`.
         family: the observation model.
         dispersion: phi; None as in :func:`~glmvae.optimum.fit`, for Gaussian the mean variance of a column, which is
             the estimate where all units are pruned.
@@ -215,27 +215,34 @@ def collapse_onset(moments: Moments, family: Family, *, dispersion: ArrayLike | 
     from it on no small one is. A column whose mean is at an end of the support does not vary and takes no part.
 
     Example:
-        >>> from glmvae import collapse_onset, moments
+        >>> from glmvae import collapse_onset
         >>> from glmvae.families import Bernoulli
-        >>> print(collapse_onset(moments([[0.0, 0.0], [1.0, 1.0]]), Bernoulli()))
+        >>> print(collapse_onset([[0.0, 0.0], [1.0, 1.0]], Bernoulli()))
         2.0
 
     Source: not in the paper; second-order perturbation of (1) at W = 0.
     """
-    data, eta0, phi = _arguments(moments, family, dispersion, "null")
-    values = _eigenvalues(data, family, phi, eta0)
-    if phi is not None:
+    data = _data(x, family)
+    if data.at_offset is not None or data.covariates is not None:
+        raise ValueError(
+            "x: the onset is that of the intercept-only model, these moments know an offset, trials an entry or "
+            "covariates; leave them out, or lower beta in `refine` until a unit is active"
+        )
+    found = spectrum_of(data, family, dispersion, "null", 1)
+    with as_concrete(found):
+        return onset_of(found)
+
+
+@jax.jit
+def onset_of(spectrum: Spectrum) -> Array:
+    """:func:`collapse_onset` of the spectrum at the null model."""
+    values, columns = spectrum.values, spectrum.vectors.shape[0]
+    if spectrum.dispersion is not None:
         return values[0]
-    total = jnp.sum(values)
-    return jnp.where(total > 0, values[0] * values.shape[0] / jnp.where(total > 0, total, 1.0), 0.0)
+    total = jnp.sum(values) + spectrum.rest
+    return jnp.where(total > 0, values[0] * columns / jnp.where(total > 0, total, 1.0), 0.0)
 
 
-def _arguments(
-    moments: Moments, family: Family, dispersion: ArrayLike | None, expand_at: ArrayLike | str
-) -> tuple[Moments, Array, Array | None]:
+def _data(x: Any, family: Family) -> Moments:
     _checks.family(family)
-    if not isinstance(moments, Moments):
-        raise TypeError(f"moments: expected Moments (see glmvae.moments), got {type(moments).__name__}")
-    data = _check_moments(moments)
-    phi = dispersion_of(family, dispersion, data.mean)
-    return data, expansion_point(expand_at, family, data.mean), phi
+    return as_moments(x, family)

@@ -1,8 +1,9 @@
 """One place decides precision: GLMVAE_TEST_PRECISION, "float64" (the default) or "float32".
 
-Tests take the fixture ``dtype``. A test marked ``float64`` states a claim that only double precision can show; in
-float32 it is not collected, so nothing is skipped; nor is one marked ``any_precision``, which decides its own or needs
-none, so once is enough. GLMVAE_TEST_TYPES=1 checks every jaxtyping annotation at run time.
+Tests that are sensitive to it take the fixture ``dtype``, and only these are collected in float32. A test marked
+``float64`` states a claim that only double precision can show; in float32 it is not collected, so nothing is skipped;
+nor is one marked ``any_precision``, which decides its own or needs none, so once is enough. GLMVAE_TEST_TYPES=1
+checks every jaxtyping annotation at run time.
 
 Nearly all of the suite's time is compilation, so XLA compiles quickly, to slower programs. XLA_FLAGS set by hand, if
 only to nothing, is left alone.
@@ -22,7 +23,11 @@ QUICK_COMPILATION = [
 ]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions refuse the switch
     QUICK_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
-# Before jax is imported
+# Before jax and NumPy are imported: beside other processes of the suite a thread each, since threads that wait for each
+# other cost more than they give
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("NPROC", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILATION))
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
@@ -48,7 +53,8 @@ settings.register_profile(
     max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.load_profile("glmvae")
+settings.register_profile("thorough", settings.get_profile("glmvae"), max_examples=300)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "glmvae"))
 
 
 @pytest.fixture
@@ -58,6 +64,8 @@ def dtype():
 
 def pytest_collection_modifyitems(config, items):
     if PRECISION == "float32":
+        sensitive = [i for i in items if "dtype" in i.fixturenames]
         dropped = [i for i in items if i.get_closest_marker("float64") or i.get_closest_marker("any_precision")]
+        dropped += [i for i in items if i not in sensitive and i not in dropped]
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]

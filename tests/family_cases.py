@@ -12,8 +12,8 @@ from jax.scipy.stats import norm
 from scipy.special import expit
 
 # JAX's own softplus has no second derivative beyond 15 in float32 (tests/test_softplus.py)
-from glmvae._softplus import softplus
 from glmvae.families import Bernoulli, Binomial, CustomFamily, Family, Gaussian, Poisson, Support
+from glmvae.families.softplus import softplus
 
 COLUMNS = 3
 TRIALS = np.array([1.0, 4.0, 16.0])

@@ -6,11 +6,28 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from glmvae import elbo_monte_carlo, kl_divergence, nets
-from glmvae.families import Bernoulli, Binomial, Gaussian, Poisson
+from glmvae import (
+    Affine,
+    AffineModel,
+    Objective,
+    Rows,
+    datasets,
+    elbo_exact,
+    elbo_monte_carlo,
+    fit,
+    initializers,
+    kl_divergence,
+    layers,
+    moments,
+    monitor,
+    nets,
+    training,
+)
+from glmvae.families import Bernoulli, Binomial, Gaussian, Mixed, NegativeBinomial, Poisson
 
 COLUMNS, LATENT, ROWS = 6, 2, 5
 # Matrix products of at most 8 terms of order 1: a few tens of rounding units.
@@ -19,13 +36,12 @@ ROUNDING = {"float32": 1e-5, "float64": 1e-13}
 
 @pytest.fixture(params=["deep", "canonical"])
 def make(request):
-    def build(full_covariance=False, family=None, seed=0, latent_dim=LATENT, dtype=None):
-        key, family = jax.random.key(seed), family or Bernoulli()
-        more = {"full_covariance": full_covariance, "dtype": dtype}
+    def build(objective=None, seed=0, latent_dim=LATENT, **more):
+        key, objective = jax.random.key(seed), Bernoulli() if objective is None else objective
         if request.param == "deep":
             widths = {"encoder_widths": (8, 7), "decoder_widths": (7, 8)}
-            return nets.deep(key, COLUMNS, latent_dim, family, **widths, **more)
-        return nets.canonical(key, COLUMNS, latent_dim, family, encoder_widths=(8, 6), **more)
+            return nets.deep(key, COLUMNS, latent_dim, objective, **widths, **more)
+        return nets.canonical(key, COLUMNS, latent_dim, objective, encoder_widths=(8, 6), **more)
 
     return build
 
@@ -85,20 +101,20 @@ def test_kl_and_draws_from_the_scale_are_those_of_the_covariance(make, x, dtype,
 
 
 def test_only_an_affine_decoder_has_loadings(dtype):
-    vae = nets.canonical(jax.random.key(0), COLUMNS, LATENT, Gaussian(), encoder_widths=(8,))
+    vae = nets.canonical(jax.random.key(0), COLUMNS, LATENT, Bernoulli(), encoder_widths=(8,))
     z = jnp.ones((3, LATENT), dtype)
     assert vae.affine_decoder
     np.testing.assert_allclose(vae.decoder(z), z @ vae.loadings.T + vae.intercept, atol=ROUNDING[str(dtype)])
-    deep = nets.deep(jax.random.key(0), COLUMNS, LATENT, Gaussian(), encoder_widths=(8,), decoder_widths=(8,))
+    deep = nets.deep(jax.random.key(0), COLUMNS, LATENT, Bernoulli(), encoder_widths=(8,), decoder_widths=(8,))
     assert not deep.affine_decoder
-    for name in ("loadings", "intercept"):
+    for name in ("loadings", "intercept", "model"):
         with pytest.raises(ValueError, match=f"{name}: the decoder is not affine"):
             getattr(deep, name)
 
 
 @pytest.mark.any_precision
 def test_he_weights_have_variance_two_over_fan_in():
-    vae = nets.deep(jax.random.key(0), 500, 2, Gaussian(), encoder_widths=(400,), decoder_widths=(400,))
+    vae = nets.deep(jax.random.key(0), 500, 2, Bernoulli(), encoder_widths=(400,), decoder_widths=(400,))
     for layer, fan_in in ((vae.encoder_layers[0], 500), (vae.output_layer, 400)):
         kernel = np.asarray(layer.kernel[...])
         # 200,000 draws: the sample variance has a relative standard error of 0.3 %
@@ -125,27 +141,246 @@ def test_a_key_makes_one_net(make):
     assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, other)))
 
 
-FAMILIES = [
-    Bernoulli(),
-    *(pytest.param(f, marks=pytest.mark.float64) for f in (Binomial(np.arange(1.0, 7.0)), Gaussian(), Poisson())),
+OBJECTIVES = [
+    Objective(Bernoulli()),
+    *(
+        pytest.param(o, marks=pytest.mark.float64)
+        for o in (
+            Objective(Binomial(np.arange(1.0, 7.0)), beta=0.5),
+            Objective(Gaussian(), dispersion=np.arange(1.0, 7.0)),
+            Objective(Poisson()),
+        )
+    ),
 ]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=repr)
-def test_a_net_passes_through_jit_split_and_the_cores_elbo(make, x, family):
-    vae = make(family=family)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_a_net_passes_through_jit_split_and_the_cores_elbo(make, x, objective):
+    vae = make(objective)
     structure, params, rest = nnx.split(vae, nnx.Param, ...)
 
     @jax.jit
     @jax.value_and_grad
     def elbo_and_gradient(params, x):
         net = nnx.merge(structure, params, rest)
-        return elbo_monte_carlo(jax.random.key(0), net.decoder, x, net.encoder(x), net.family, num_samples=2)[0].sum()
+        key, q = jax.random.key(0), net.encoder(x)
+        return elbo_monte_carlo(key, net.decoder, x, q, net.objective, num_samples=2)[0].sum()
 
     elbo, gradient = elbo_and_gradient(params, x)
     assert elbo.dtype == x.dtype
     assert np.isfinite(elbo)
     assert all(np.isfinite(np.asarray(g)).all() for g in jax.tree.leaves(gradient))
+
+
+# What it is for -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.any_precision
+def test_a_net_has_an_objective_and_changes_it_in_a_copy(make):
+    vae = make(Objective(Gaussian(), beta=2.0, dispersion=0.5))
+    assert (vae.family, float(vae.beta), float(vae.dispersion)) == (Gaussian(), 2.0, 0.5)
+    other = vae.with_beta(3.0).with_dispersion(0.25)
+    assert (float(other.beta), float(other.dispersion)) == (3.0, 0.25)
+    other.mean_layer.bias[...] = other.mean_layer.bias[...] + 1
+    other.output_layer.kernel[...] = 0 * other.output_layer.kernel[...]
+    assert (float(vae.beta), float(vae.mean_layer.bias[...][0])) == (2.0, 0.0)
+    assert np.asarray(vae.output_layer.kernel[...]).any()
+    assert make(Bernoulli()).objective.beta == 1
+    with pytest.raises(ValueError, match="beta: expected a positive"):
+        vae.with_beta(-1.0)
+
+
+@pytest.mark.any_precision
+def test_an_affine_decoder_with_its_objective_is_a_model(x):
+    objective = Objective(Gaussian(), beta=2.0, dispersion=0.5)
+    vae = nets.canonical(jax.random.key(0), COLUMNS, LATENT, objective, encoder_widths=(8,))
+    q = vae.encoder(x)
+    by_hand = AffineModel(Affine(vae.loadings, vae.intercept), objective)
+    np.testing.assert_allclose(elbo_exact(vae, x, q), elbo_exact(by_hand, x, q), rtol=1e-6)
+    assert np.abs(elbo_exact(vae, x, q) - elbo_exact(vae.with_beta(1.0), x, q)).min() > 1e-3
+
+
+@pytest.mark.any_precision
+def test_the_decoder_is_an_argument_of_a_program(make, dtype):
+    """A net after a step of training meets the program of the net before it."""
+    traced = []
+
+    @jax.jit
+    def eta(decoder, z):
+        traced.append(1)
+        return decoder(z)
+
+    z = jnp.ones(LATENT, dtype)
+    first, second = eta(make(seed=0).decoder, z), eta(make(seed=1).decoder, z)
+    assert len(traced) == 1
+    assert not np.allclose(first, second)
+
+
+# Inputs ---------------------------------------------------------------------------------------------------
+
+
+def test_standardised_inputs_are_a_first_layer(make, x, dtype):
+    mean, sd = np.arange(6.0) / 10, np.arange(1.0, 7.0) / 10
+    vae, plain = make(standardise=(mean, sd)), make()
+    by_hand = plain.encode(jnp.asarray((np.asarray(x) - mean) / sd, dtype))[0]
+    np.testing.assert_allclose(vae.encoder(x).mean, by_hand, rtol=0, atol=100 * ROUNDING[str(dtype)])
+    assert not np.allclose(vae.encoder(x).mean, plain.encoder(x).mean)
+    # it is fixed: no parameter
+    count = [sum(leaf.size for leaf in jax.tree.leaves(nnx.state(v, nnx.Param))) for v in (vae, plain)]
+    assert count[0] == count[1]
+
+
+def test_standardisation_is_the_mean_and_the_spread(dtype):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(1500, COLUMNS)) * np.arange(1, 7) + 100 * np.arange(6)).astype(dtype)
+    x[:, 3] = 7.0  # a constant column
+    spread = x.std(0).copy()
+    spread[3] = 1.0
+    tolerance = {"float32": 1e-5, "float64": 1e-12}[str(dtype)]
+    for given in (x, jnp.asarray(x), Rows(x), moments(x), lambda: iter([x[:700], x[700:]])):
+        mean, sd = nets.standardisation(given)
+        np.testing.assert_allclose(mean, x.mean(0, dtype=float), rtol=tolerance)
+        np.testing.assert_allclose(sd, spread, rtol=tolerance)
+        assert mean.dtype == sd.dtype == dtype
+    missing, weight = rng.random(x.shape) < 0.3, rng.integers(0, 3, len(x)).astype(float)
+    mean, sd = nets.standardisation(Rows(np.where(missing, np.nan, x), missing=missing, weight=weight))
+    w = np.where(missing, 0.0, weight[:, None])
+    expected = (w * x).sum(0) / w.sum(0)
+    np.testing.assert_allclose(mean, expected, rtol=10 * tolerance)
+    var = (w * (x - expected) ** 2).sum(0) / w.sum(0)
+    np.testing.assert_allclose(np.asarray(sd)[[0, 1, 2, 4, 5]], np.sqrt(var)[[0, 1, 2, 4, 5]], rtol=10 * tolerance)
+    assert np.abs(expected - x.mean(0)).max() > 1e-3
+
+
+@pytest.mark.any_precision
+def test_rows_enter_the_encoder_as_they_enter_the_closed_form():
+    """Less what an offset explains of a Gaussian, or trials of a binomial; a count with an exposure as it is."""
+    rng = np.random.default_rng(0)
+    x, offset = rng.normal(size=(9, 4)), rng.normal(size=(9, 4))
+    gaussian = nets.canonical(jax.random.key(0), 4, 2, Objective(Gaussian(), dispersion=1.0), encoder_widths=(4,))
+    moved = gaussian.encoder(Rows(x + offset, offset=offset)).mean
+    np.testing.assert_allclose(moved, gaussian.encoder(x).mean, rtol=1e-4)
+    assert not np.allclose(gaussian.encoder(x + offset).mean, moved)
+
+    trials = rng.integers(1, 9, size=(9, 4)).astype(float)
+    rows = Rows(trials / 2, trials=trials)  # residuals of 0
+    binomial = nets.canonical(jax.random.key(0), 4, 2, Binomial(None), encoder_widths=(4,))
+    same = np.asarray(binomial.encoder(rows).mean)
+    np.testing.assert_allclose(same, np.broadcast_to(same[:1], same.shape), atol=1e-6)
+    np.testing.assert_allclose(nets.standardisation(rows, Binomial(None))[0], 0, atol=1e-6)
+    with pytest.raises(ValueError, match="family: expected that of the net, since rows bring an offset or trials"):
+        nets.standardisation(rows)
+
+    poisson = nets.canonical(jax.random.key(0), 4, 2, Poisson(), encoder_widths=(4,))
+    counts = rng.poisson(3.0, size=(9, 4)).astype(float)
+    np.testing.assert_allclose(poisson.encoder(Rows(counts, offset=offset)).mean, poisson.encoder(counts).mean)
+    both = Mixed([(Poisson(), [0, 1]), (Gaussian(), [2, 3])])
+    mixed = nets.canonical(jax.random.key(0), 4, 2, Objective(both, dispersion=1.0), encoder_widths=(4,))
+    table = np.hstack([counts[:, :2], x[:, 2:] + offset[:, 2:]])
+    plain = np.hstack([counts[:, :2], x[:, 2:]])
+    np.testing.assert_allclose(mixed.encoder(Rows(table, offset=offset)).mean, mixed.encoder(plain).mean, rtol=1e-4)
+
+
+@pytest.mark.any_precision
+def test_a_missing_entry_enters_as_the_mean_of_its_column():
+    x = np.random.default_rng(0).random((5, COLUMNS))
+    missing = x > 0.6
+    filled, holes = np.where(missing, 0.4, x), np.where(missing, np.nan, x)
+    standardise = (np.full(6, 0.4), np.ones(6))
+    vae = nets.canonical(jax.random.key(0), COLUMNS, LATENT, Bernoulli(), encoder_widths=(4,), standardise=standardise)
+    np.testing.assert_allclose(vae.encoder(Rows(holes, missing=missing)).mean, vae.encoder(filled).mean, rtol=1e-5)
+    plain = nets.canonical(jax.random.key(0), COLUMNS, LATENT, Bernoulli(), encoder_widths=(4,))
+    zeros = np.where(missing, 0.0, x)
+    np.testing.assert_allclose(plain.encoder(Rows(holes, missing=missing)).mean, plain.encoder(zeros).mean, rtol=1e-5)
+    with pytest.raises(ValueError, match="covariates: the decoder has coefficients for 0"):
+        vae.encoder(Rows(filled, covariates=np.ones((5, 1))))
+
+
+@pytest.mark.parametrize("most", [layers.MOST, layers.MOST_STANDARDISED])
+def test_a_log_variance_is_bounded_and_goes_on_rising(most, dtype):
+    inside = jnp.linspace(layers.LEAST, most, 101, dtype=dtype)
+    np.testing.assert_array_equal(layers.bounded(inside, most), inside)
+    ends = jnp.asarray([-1e6, -1e3, 20, 1e3, 1e6], dtype)
+    values = np.asarray(layers.bounded(ends, most))
+    assert (np.diff(values) > 0).all()
+    assert (np.exp(values / 2) > 1e-25).all()
+    assert (np.exp(values / 2) < 4 * np.exp(most / 2)).all()
+    slopes = np.asarray(jax.vmap(jax.grad(layers.bounded), (0, None))(ends, most))
+    assert (slopes > 0).all()  # training can come back
+    near = np.array([-71.0, -1.0, most, most + 0.5])
+    np.testing.assert_allclose(layers.bounded(jnp.asarray(layers.raw_log_variance(near, most)), most), near, rtol=1e-5)
+
+
+@pytest.mark.any_precision
+@pytest.mark.parametrize("standardise", [None, (np.zeros(6), np.ones(6))], ids=["plain", "standardised"])
+def test_no_scale_overflows(standardise):
+    options = {"encoder_widths": (8,), "standardise": standardise}
+    vae = nets.canonical(jax.random.key(0), COLUMNS, LATENT, Bernoulli(), **options)
+    vae.scale_layer.bias[...] = jnp.asarray([3000.0, -3000.0], vae.dtype)
+    mean, scale = vae.encode(jnp.ones((2, COLUMNS), vae.dtype))
+    assert np.isfinite(nets.kl_of_scale(mean, scale)).all()
+    assert not np.isfinite(jnp.exp(0.5 * jnp.asarray(3000.0))) or vae.dtype == "float64"  # as it would be
+
+
+def skips(**changes):
+    widths = {"encoder_widths": (8, 7), "decoder_widths": (7,)} | changes
+    return nets.deep(jax.random.key(0), COLUMNS, LATENT, Bernoulli(), **widths, skip=True)
+
+
+def test_an_affine_skip_is_added_on_both_sides(x, dtype):
+    vae, z = skips(), jnp.ones((3, LATENT), dtype)
+    before = np.asarray(vae.encoder(x).mean), np.asarray(vae.decoder(z))
+    affine = [np.asarray(v @ s.kernel[...]) for v, s in ((x, vae.encoder_skip), (z, vae.decoder_skip))]
+    for layer in (vae.encoder_skip, vae.decoder_skip):
+        layer.kernel[...] = 0 * layer.kernel[...]
+    after = np.asarray(vae.encoder(x).mean), np.asarray(vae.decoder(z))
+    for one, other, part in zip(before, after, affine, strict=True):
+        assert np.abs(part).max() > 0.1
+        np.testing.assert_allclose(one - other, part, atol=10 * ROUNDING[str(dtype)])
+    bare = skips(encoder_widths=(), decoder_widths=())  # affine already
+    assert bare.encoder_skip is None
+    assert bare.decoder_skip is None
+
+
+# Counts that people have ----------------------------------------------------------------------------------
+
+
+def counts(rows=300, columns=40):
+    """Like single cells: means from 0.1 to 1000, library sizes that differ fivefold, overdispersed."""
+    rng = np.random.default_rng(0)
+    mean = np.exp(rng.uniform(np.log(0.1), np.log(1000), columns))
+    groups = np.exp(0.7 * rng.normal(size=(3, columns)))[rng.integers(0, 3, rows)]
+    rate = mean * groups * np.exp(0.5 * rng.normal(size=(rows, 1)))
+    return rng.poisson(rng.gamma(2.0, rate / 2.0)).astype(float)
+
+
+STARTS = [initializers.he, initializers.mle_b, initializers.pass_through]
+
+
+def _digits():
+    return datasets.digits().train[:400], Binomial(16)
+
+
+@pytest.mark.any_precision
+@pytest.mark.parametrize("start", STARTS, ids=lambda start: start.__name__)
+@pytest.mark.parametrize("data", ["digits", "poisson", "negative binomial"])
+def test_counts_train_from_every_start(data, start):
+    """In float32, as people do. Without standardising a He net starts far lower, or nowhere."""
+    x, family = _digits() if data == "digits" else (counts(), Poisson() if data == "poisson" else NegativeBinomial(2.0))
+    x = x.astype("float32")
+    optimum = fit(x, family, 3, expand_at="null")
+    widths = {"encoder_widths": (80,), "decoder_widths": (32,)}
+    standardise = nets.standardisation(x)
+    vae = nets.deep(jax.random.key(0), x.shape[1], 3, family, **widths, standardise=standardise, dtype="float32")
+    vae = start(jax.random.key(1), vae, optimum)
+    options = {"batch_size": 100, "chunk_size": 300, "evaluate_every": 300, "optimizer": optax.adam(1e-3)}
+    elbo = training.train(jax.random.key(2), vae, x, steps=300, **options).evaluations.train_elbo
+    assert np.isfinite(elbo).all()
+    assert elbo[1] > elbo[0]
+    if start is initializers.he:
+        plain = nets.deep(jax.random.key(0), x.shape[1], 3, family, **widths, dtype="float32")
+        begins = monitor.evaluate(jax.random.key(2), start(jax.random.key(1), plain), x).train_elbo
+        assert not begins > 3 * elbo[0]
 
 
 @pytest.mark.float64
@@ -154,7 +389,7 @@ def test_the_dtype_may_be_chosen(make, x):
     assert make().encoder(x).mean.dtype == jnp.float64
 
 
-GOOD = {"columns": 6, "latent_dim": 2, "family": Bernoulli(), "encoder_widths": (8,), "decoder_widths": (8,)}
+GOOD = {"columns": 6, "latent_dim": 2, "objective": Bernoulli(), "encoder_widths": (8,), "decoder_widths": (8,)}
 
 
 @pytest.mark.any_precision
@@ -167,13 +402,32 @@ GOOD = {"columns": 6, "latent_dim": 2, "family": Bernoulli(), "encoder_widths": 
         ({"latent_dim": True}, TypeError, "latent_dim: expected an integer"),
         ({"encoder_widths": (8, 0)}, ValueError, "encoder_widths: expected an integer of at least 1, got 0"),
         ({"decoder_widths": (1.5,)}, TypeError, "decoder_widths: expected an integer"),
-        ({"family": "bernoulli"}, TypeError, "family: expected a Family, got str"),
+        ({"encoder_widths": 8}, TypeError, r"encoder_widths: expected a sequence of integers such as \(100,\), got 8"),
+        ({"objective": "bernoulli"}, TypeError, "objective: expected an Objective, or a family .* got str"),
+        ({"objective": Bernoulli}, TypeError, "objective: expected .* got the class Bernoulli"),
+        ({"objective": Gaussian()}, ValueError, r"dispersion: Gaussian\(\) does not fix it"),
+        ({"objective": Binomial([1.0, 2.0])}, ValueError, "columns: expected 2 columns, the number .* got 6"),
+        ({"objective": Objective(Gaussian(), dispersion=[1.0, 2.0])}, ValueError, r"dispersion: .* \(6,\)"),
         ({"dtype": jnp.int32}, ValueError, "dtype: expected float32 or float64, got int32"),
+        ({"dtype": "floating"}, TypeError, "dtype: expected float32 or float64, got 'floating'"),
+        ({"standardise": np.ones(6)}, TypeError, r"standardise: expected \(mean, sd\), see nets.standardisation"),
+        ({"standardise": (np.ones(5), np.ones(6))}, ValueError, r"standardise\[0\]: expected shape \(6,\)"),
+        ({"standardise": (np.ones(6), np.zeros(6))}, ValueError, r"standardise\[1\]: expected a positive"),
     ],
 )
 def test_wrong_arguments_are_named(wrong, error, message):
     with pytest.raises(error, match=message):
         nets.deep(jax.random.key(0), **(GOOD | wrong))
+
+
+@pytest.mark.any_precision
+def test_a_key_and_a_precision_that_are_not_there_are_named():
+    for key in (0, None, "key"):
+        with pytest.raises(TypeError, match=r"key: expected .*jax.random.key\(0\)"):
+            nets.deep(key, **GOOD)
+    nets.deep(jax.random.PRNGKey(0), **GOOD)
+    with jax.enable_x64(False), pytest.raises(ValueError, match=r"dtype: float64 needs .*enable_x64.* is off"):
+        nets.deep(jax.random.key(0), **GOOD, dtype="float64")
 
 
 @pytest.mark.any_precision

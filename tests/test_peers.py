@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 from scipy.special import expit, gammaln
 
-from benchmarks import peers
-from glmvae import Posterior
+from benchmarks import contest, peers
+from glmvae import Affine, AffineModel, Posterior, best_posterior
 from glmvae.families import Bernoulli, Poisson
 
 # Sums of some hundred terms in float64, in another order.
@@ -68,7 +68,7 @@ def poisson_elbo(found, x, log_factorial):
 
 
 def test_plnpca_is_scored_with_the_exact_factorial(x, pln):
-    given, best = peers.score_pln(pln, x)
+    given, best = contest.score_pln(pln, x)
     assert given == pytest.approx(poisson_elbo(pln, x, lambda n: gammaln(n + 1)), rel=EXACT)
     # Stirling's formula is below log x!, so an ELBO by it is too high; by how much is seen
     too_high = np.mean(np.sum(gammaln(x.astype(float) + 1) - stirling(x.astype(float)), axis=1))
@@ -78,31 +78,31 @@ def test_plnpca_is_scored_with_the_exact_factorial(x, pln):
 
 
 def test_the_best_posterior_is_best_and_a_better_given_one_is_kept(x, pln, monkeypatch):
-    _, best = peers.score_pln(pln, x)
-    real = peers.refined_posterior
-    found = real(*_start(pln, x), Poisson(), tolerance=1e-12, max_steps=500)
-    given, again = peers.score(pln.loadings, pln.intercept, x, found, Poisson())
-    assert given == pytest.approx(best, abs=STEP)
+    _, value = contest.score_pln(pln, x)
+    found = best_of(pln, x)
+    given, again = contest.score(pln.loadings, pln.intercept, x, found, Poisson())
+    assert given == pytest.approx(value, abs=STEP)
     assert again >= given
     shifted = Posterior(found.mean + 0.1, found.covariance)
-    assert peers.score(pln.loadings, pln.intercept, x, shifted, Poisson())[0] < best - 10 * STEP
+    assert contest.score(pln.loadings, pln.intercept, x, shifted, Poisson())[0] < value - 10 * STEP
     # a search that fails takes nothing from the peer
-    monkeypatch.setattr(peers, "refined_posterior", lambda *a, **k: Posterior(shifted.mean + 1, shifted.covariance))
-    assert peers.score(pln.loadings, pln.intercept, x, found, Poisson())[1] == pytest.approx(given, rel=EXACT)
-    assert math.isnan(peers.score(pln.loadings, pln.intercept, x, None, Poisson())[0])
+    monkeypatch.setattr(contest, "best_posterior", lambda *a, **k: Posterior(shifted.mean + 1, shifted.covariance))
+    assert contest.score(pln.loadings, pln.intercept, x, found, Poisson())[1] == pytest.approx(given, rel=EXACT)
+    assert math.isnan(contest.score(pln.loadings, pln.intercept, x, None, Poisson())[0])
 
 
 def test_a_covariance_that_is_none_is_told_and_costs_the_best_nothing(x, pln):
     wrong = np.broadcast_to(np.diag([1.0, -1e-9]), (ROWS, UNITS, UNITS))
-    given, best = peers.score(pln.loadings, pln.intercept, x, Posterior(pln.mean, wrong), Poisson())
+    given, best = contest.score(pln.loadings, pln.intercept, x, Posterior(pln.mean, wrong), Poisson())
     assert math.isnan(given)
-    assert best == pytest.approx(peers.score_pln(pln, x)[1], rel=EXACT)
+    assert best == pytest.approx(contest.score_pln(pln, x)[1], rel=EXACT)
 
 
-def _start(pln, x):
+def best_of(pln, x):
+    """The best posteriors of PlnPCA's decoder."""
     with jax.enable_x64(True):
-        start = peers.fit(jnp.asarray(x, jnp.float64), Poisson(), UNITS)
-        return start._replace(loadings=jnp.asarray(pln.loadings), intercept=jnp.asarray(pln.intercept)), x
+        model = AffineModel(Affine(jnp.asarray(pln.loadings), jnp.asarray(pln.intercept)), Poisson())
+        return best_posterior(model, jnp.asarray(x, jnp.float64), tolerance=1e-12, max_steps=500)
 
 
 def test_deviance_is_that_of_scipy(x, factors):
@@ -110,17 +110,17 @@ def test_deviance_is_that_of_scipy(x, factors):
     counts = x.astype(int)
     saturated = stats.poisson.logpmf(counts, np.maximum(counts, 1e-300))
     expected = 2 * np.mean(saturated - stats.poisson.logpmf(counts, np.exp(eta)))
-    assert peers.deviance(x, *factors[:3], Poisson()) == pytest.approx(expected, rel=1e-10)
+    assert contest.deviance(x, *factors[:3], Poisson()) == pytest.approx(expected, rel=1e-10)
     binary = (x > 2).astype(np.float32)
     expected = -2 * np.mean(stats.bernoulli.logpmf(binary.astype(int), expit(eta)))
-    assert peers.deviance(binary, *factors[:3], Bernoulli()) == pytest.approx(expected, rel=1e-10)
-    assert peers.deviance(x, factors.loadings, factors.intercept + 0.1, factors.factors, Poisson()) != pytest.approx(
-        peers.deviance(x, *factors[:3], Poisson()), rel=1e-3
+    assert contest.deviance(binary, *factors[:3], Bernoulli()) == pytest.approx(expected, rel=1e-10)
+    assert contest.deviance(x, factors.loadings, factors.intercept + 0.1, factors.factors, Poisson()) != pytest.approx(
+        contest.deviance(x, *factors[:3], Poisson()), rel=1e-3
     )
 
 
 def test_standardised_factors_make_the_same_model(factors):
-    loadings, intercept = peers.standardised(factors)
+    loadings, intercept = contest.standardised(factors)
     eta = factors.factors @ factors.loadings.T + factors.intercept
     np.testing.assert_allclose(intercept, eta.mean(axis=0), rtol=EXACT)
     np.testing.assert_allclose(loadings @ loadings.T, np.cov(eta.T, bias=True), atol=EXACT)
@@ -133,39 +133,38 @@ def test_what_is_not_installed_is_left_out(x, monkeypatch):
     assert peers.pln_pca(x, UNITS) is None
     assert peers.glm_pca(x, UNITS) is None
     assert peers.logistic_pca(x, UNITS) is None
-    assert peers.compare() == []
+    assert contest.compare() == []
 
 
 def test_ours_is_the_best_of_the_starts(x, monkeypatch):
     values = {"zero": -3.0, "null": -2.0, "other": -4.0}
-    monkeypatch.setattr(peers.jax, "clear_caches", lambda: None)
-    monkeypatch.setattr(peers, "fit", lambda data, family, rank, expand_at: expand_at)
-    monkeypatch.setattr(peers, "refine", lambda start, data, family: SimpleNamespace(elbo=jnp.asarray(values[start])))
-    best = peers.ours(x, Poisson(), UNITS, tuple(values))
-    assert (best.start, float(best.optimum.elbo)) == ("null", -2.0)
-    assert min(best.seconds, best.cold_seconds) > 0
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    monkeypatch.setattr(contest, "fit", lambda data, family, rank, expand_at: expand_at)
+    monkeypatch.setattr(contest, "refine", lambda start, data: SimpleNamespace(elbo=jnp.asarray(values[start])))
+    found = contest.ours(x, Poisson(), UNITS, tuple(values))
+    assert (found.start, float(found.optimum.elbo)) == ("null", -2.0)
+    assert min(found.seconds, found.cold_seconds) > 0
 
 
 def test_passing_is_the_first_round_above(x, monkeypatch):
-    monkeypatch.setattr(peers, "fit", lambda data, family, rank, expand_at: expand_at)
-    monkeypatch.setattr(
-        peers, "refine", lambda start, data, family, max_rounds: SimpleNamespace(elbo=-float(max_rounds))
-    )
-    found = peers.Ours(SimpleNamespace(history=np.array([-9.0, -5.0, -4.0, -3.0])), "null", 5.0, 1.0)
-    assert peers.passing(x, Poisson(), UNITS, found, -4.5)[:2] == (2, -2.0)
-    assert peers.passing(x, Poisson(), UNITS, found, -3.0) is None
+    monkeypatch.setattr(contest, "fit", lambda data, family, rank, expand_at: expand_at)
+    monkeypatch.setattr(contest, "refine", lambda start, data, max_rounds: SimpleNamespace(elbo=-float(max_rounds)))
+    found = contest.Ours(SimpleNamespace(history=np.array([-9.0, -5.0, -4.0, -3.0])), "null", 5.0, 1.0)
+    assert contest.passing(x, Poisson(), UNITS, found, -4.5)[:2] == (2, -2.0)
+    assert contest.passing(x, Poisson(), UNITS, found, -3.0) is None
 
 
 def test_rows_are_complete_plain_and_printed(x, pln, factors, monkeypatch):
     # ours is PlnPCA's decoder with the best posteriors
-    q = peers.refined_posterior(*_start(pln, x), Poisson(), tolerance=1e-12, max_steps=500)
-    mine = SimpleNamespace(loadings=pln.loadings, intercept=pln.intercept, rows=q, history=np.zeros(4), converged=False)
-    monkeypatch.setattr(peers, "ours", lambda *a: peers.Ours(mine, "null", 5.0, 1.0))
-    monkeypatch.setattr(peers, "passing", lambda *a: (3, -1.5, 0.2))
+    q = best_of(pln, x)
+    mine = SimpleNamespace(loadings=pln.loadings, intercept=pln.intercept, posterior=q)
+    mine.history, mine.converged = np.zeros(4), False
+    monkeypatch.setattr(contest, "ours", lambda *a: contest.Ours(mine, "null", 5.0, 1.0))
+    monkeypatch.setattr(contest, "passing", lambda *a: (3, -1.5, 0.2))
     monkeypatch.setattr(peers, "counts", lambda name: x)
     monkeypatch.setattr(peers, "pln_pca", lambda x, rank: pln)
     monkeypatch.setattr(peers, "glm_pca", lambda x, rank: factors)
-    rows = peers.compare(("oaks",), (UNITS,))
+    rows = contest.compare(("oaks",), (UNITS,))
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     assert [(row["peer"], row["value"], row["ratio"]) for row in rows] == [
         ("PlnPCA", "elbo", 0.5), ("PlnPCA", "elbo, best q", 0.5), ("PlnPCA", "elbo, first above", 0.1),
@@ -175,9 +174,9 @@ def test_rows_are_complete_plain_and_printed(x, pln, factors, monkeypatch):
     assert rows[0]["theirs"] < rows[0]["ours"] - 10 * STEP
     assert rows[1]["theirs"] == pytest.approx(rows[0]["ours"], abs=STEP)
     assert (rows[2]["ours"], rows[2]["our_seconds"]) == (-1.5, 0.2)
-    assert rows[3]["ours"] == peers.deviance(x, pln.loadings, pln.intercept, q.mean, Poisson())
-    assert rows[3]["theirs"] == peers.deviance(x, *factors[:3], Poisson())
-    lines = peers.table(rows).splitlines()
+    assert rows[3]["ours"] == contest.deviance(x, pln.loadings, pln.intercept, q.mean, Poisson())
+    assert rows[3]["theirs"] == contest.deviance(x, *factors[:3], Poisson())
+    lines = contest.table(rows).splitlines()
     assert lines[0].split()[0] == "data"
     for row, line in zip(rows, lines[2:7], strict=True):
         assert (row["data"], row["rank"], row["rows"], row["columns"]) == ("oaks", UNITS, ROWS, COLUMNS)
@@ -186,4 +185,4 @@ def test_rows_are_complete_plain_and_printed(x, pln, factors, monkeypatch):
     # with no peer there is nothing to compare with
     monkeypatch.setattr(peers, "pln_pca", lambda x, rank: None)
     monkeypatch.setattr(peers, "glm_pca", lambda x, rank: None)
-    assert peers.compare(("oaks",), (UNITS,)) == []
+    assert contest.compare(("oaks",), (UNITS,)) == []

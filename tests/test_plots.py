@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from glmvae import activity_path, fit, moments, plots
+from glmvae import activity_path, fit, moments, plots, posterior
 from glmvae.families import Gaussian
 from glmvae.monitor import Evaluation, Reference
 
@@ -132,6 +132,8 @@ def test_points_are_the_units_asked_for_and_a_colour_is_a_class():
         (lambda: plots.reconstructions({}, (2, 3)), "rows: expected arrays of one shape"),
         (lambda: plots.latent_scatter(X[:, :1]), r"mean: expected shape \(N, kappa\) with units \(0, 1\)"),
         (lambda: plots.latent_scatter(X, np.zeros(3)), r"labels: expected shape \(60,\), got shape \(3,\)"),
+        (lambda: plots.activities(BETAS[:, None], np.ones((3, 2))), r"betas: expected shape \(B,\), got shape"),
+        (lambda: plots.spectrum(fit(X, Gaussian(), 2), most=0), "most: expected an integer of at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_named(draw, message):
@@ -139,9 +141,37 @@ def test_wrong_arguments_are_named(draw, message):
         draw()
 
 
+Q = posterior(fit(X, Gaussian(), 2), X)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.elbo_curves(RUNS["near"]), r"curves: expected a mapping such as .*, got Evaluation"),
+        (lambda: plots.elbo_curves(None), "curves: expected a mapping such as .*, got NoneType"),
+        (lambda: plots.elbo_curves({"near": [1.0, 2.0]}), r"curves\['near'\]: expected the evaluations .* got list"),
+        (lambda: plots.elbo_curves(RUNS, -11.0), "reference: expected a monitor.Reference, got float"),
+        (lambda: plots.elbo_curves(RUNS, ax=plt), "ax: expected matplotlib Axes, got module"),
+        (lambda: plots.activities(BETAS, np.ones((3, 2)), np.ones((3, 2))), r"trained: expected a mapping .* ndarray"),
+        (lambda: plots.activities(BETAS, {"net": np.ones((3, 2))}), "analytic: expected an array, got dict"),
+        (lambda: plots.activities(None, np.ones((3, 2))), "betas: expected an array of numbers, got NoneType"),
+        (lambda: plots.spectrum(X), "optimum: expected an optimum such as fit returns, got ndarray"),
+        (lambda: plots.spectrum(None), "optimum: expected an optimum such as fit returns, got NoneType"),
+        (lambda: plots.reconstructions(X, (2, 3)), "rows: expected a mapping such as .*, got ndarray"),
+        (lambda: plots.reconstructions({"data": X}, 6), r"image_shape: expected \(height, width\), got int"),
+        (lambda: plots.reconstructions({"data": X}, (2.0, 3)), "image_shape: expected an integer, got 2.0"),
+        (lambda: plots.latent_scatter(Q), r"mean: expected an array \(pass its .mean\), got Posterior"),
+        (lambda: plots.latent_scatter(X, units=1), r"units: expected a pair of integers such as \(0, 1\), got int"),
+    ],
+)
+def test_other_objects_are_named(draw, message):
+    with pytest.raises(TypeError, match=message):
+        draw()
+
+
 def test_matplotlib_is_needed_only_to_draw(monkeypatch):
     code = "import sys; from glmvae import plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"glmvae\[plots\]"):
+    with pytest.raises(ImportError, match=r'a plot needs matplotlib, which is optional: pip install "glmvae\[plots\]"'):
         plots.latent_scatter(X)

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from glmvae import (
+    Affine,
+    AffineModel,
+    Objective,
     Posterior,
     activity,
     activity_path,
@@ -58,10 +61,12 @@ def test_activity_is_the_variance_of_the_posterior_mean(seed, name, beta, dtype)
 def test_the_path_is_fit_at_every_beta(name, phi, dtype):
     _, data = data_for(name, dtype)
     betas = [0.05, 0.3, 1.0, 1.7, 5.0, 40.0]
-    path = activity_path(data, MODELS[name].family, betas, 3, dispersion=phi, expand_at="null")
+    arguments, options = (data, MODELS[name].family, betas, 3), {"dispersion": phi, "expand_at": "null"}
+    path = activity_path(*arguments, **options)
     for row, beta in zip(path, betas, strict=True):
         o = fit(data, MODELS[name].family, 3, beta=beta, dispersion=phi, expand_at="null")
         np.testing.assert_allclose(row, activity(o), rtol=RTOL[str(dtype)], atol=RTOL[str(dtype)])
+    np.testing.assert_array_equal(path, activity_path(draw(name).astype(dtype), *arguments[1:], **options))
     assert path.shape == (6, 3)
     assert path.dtype == dtype
     assert len({int(n) for n in (path > 0).sum(axis=1)}) > 1  # the units do come and go
@@ -115,12 +120,12 @@ def test_onset_for_binary_data_is_the_top_of_the_correlation_matrix(name, dtype)
 def test_onset_is_the_top_of_the_pearson_residuals(name, dtype):
     x, data = data_for(name, dtype)
     x, model = x.astype(np.float64), MODELS[name]
-    theta = model.link(x.mean(axis=0))
+    t = model.scale * model.null(x.mean(axis=0))
     for phi in (None, 0.5, np.array([0.5, 1.0, 2.0, 0.25])):
         scale = phi
         if phi is None:
             scale = x.var(axis=0).mean() if model.fixed_dispersion is None else 1.0
-        residual = (x - x.mean(axis=0)) / np.sqrt(scale * model.variance(theta))
+        residual = (x - x.mean(axis=0)) / np.sqrt(scale * model.variance(t))
         top = np.linalg.eigvalsh(residual.T @ residual / len(x))[-1]
         np.testing.assert_allclose(collapse_onset(data, model.family, dispersion=phi), top, rtol=RTOL[str(dtype)])
 
@@ -146,7 +151,8 @@ def exact_profile(x, family, loadings, beta, phi):
     def negative(theta):
         b, mean, sd = theta[:columns], theta[columns : columns + rows], theta[columns + rows :]
         q = Posterior(mean[:, None], (sd**2)[:, None, None])
-        return -jnp.mean(elbo_exact(loadings[:, None], b, x, q, family, beta=beta, dispersion=phi))
+        model = AffineModel(Affine(loadings[:, None], b), Objective(family, beta, phi))
+        return -jnp.mean(elbo_exact(model, x, q))
 
     start = np.concatenate([family.link(x.mean(axis=0)), np.zeros(rows), np.ones(rows)])
     objective = jax.jit(jax.value_and_grad(negative))
@@ -201,7 +207,7 @@ def test_the_papers_cutoff_is_not_the_onset():
     beta = 1.05 * paper
     assert active(fit(data, family, 3, beta=beta)) == 0
     null = fit(data, family, 3, beta=0.9 * onset, expand_at="null")
-    direction = null.loadings[:, 0] / jnp.linalg.norm(null.loadings[:, 0])
+    direction = np.asarray(null.loadings[:, 0]) / np.linalg.norm(null.loadings[:, 0])
     gain = exact_profile(x, family, 0.1 * direction, beta, 1.0) - exact_profile(x, family, jnp.zeros(3), beta, 1.0)
     assert gain > 1e-6
 
@@ -242,16 +248,22 @@ def test_float32_stays_float32(dtype):
         (lambda m: activity_path(m, Bernoulli(), [np.nan], 2), ValueError, r"betas: .*nan at \[0\]"),
         (lambda m: activity_path(m, Bernoulli(), ["a"], 2), TypeError, "betas: "),
         (lambda m: activity_path(m, Bernoulli(), [1.0], 9), ValueError, "latent_dim: "),
-        (lambda m: activity_path(np.ones((3, 2)), Bernoulli(), [1.0], 2), TypeError, "moments: "),
+        (lambda m: activity_path(m, Bernoulli(), [1.0, 1e-46], 2), ValueError, r"betas: .*float32 can hold.* at \[1\]"),
+        (lambda m: activity_path(np.ones((3, 2)) + 1, Bernoulli(), [1.0], 2), ValueError, "x: .*support"),
+        (lambda m: activity_path("moments", Bernoulli(), [1.0], 2), TypeError, "x: "),
+        (lambda m: activity_path(m, Poisson(), [1.0], 2), ValueError, "x: expected moments of Poisson"),
+        (lambda m: activity("optimum"), TypeError, "optimum: expected an AffineOptimum"),
         (lambda m: beta_for_active_units(m, Bernoulli(), 9), ValueError, "units: .*got 9"),
         (lambda m: beta_for_active_units(m, Bernoulli(), -1), ValueError, "units: .*got -1"),
         (lambda m: beta_for_active_units(m, Bernoulli(), 0.0), TypeError, "units: .*integer"),
         (lambda m: beta_for_active_units(m, Bernoulli(), False), TypeError, "units: .*integer"),
         (lambda m: collapse_onset(m, Bernoulli(), dispersion=0.0), ValueError, "dispersion: "),
-        (lambda m: collapse_onset("moments", Bernoulli()), TypeError, "moments: "),
+        (lambda m: collapse_onset("moments", Bernoulli()), TypeError, "x: "),
+        (lambda m: collapse_onset(m, Bernoulli), TypeError, "family: "),
+        (lambda m: jax.jit(lambda m: beta_for_active_units(m, Bernoulli(), 1))(m), TypeError, "x: .*transformation"),
     ],
 )
 def test_bad_input_is_named(call, error, message):
-    data = moments(draw("bernoulli"), family=Bernoulli())
+    data = moments(draw("bernoulli").astype("float32"), family=Bernoulli())
     with pytest.raises(error, match=message):
         call(data)

@@ -9,7 +9,14 @@ import mpmath as mp
 import numpy as np
 import pytest
 
-from glmvae._softplus import _RULES, expected_excess, expected_sigmoid, expected_softplus, sigmoid, softplus_derivative
+from glmvae.families.softplus import (
+    _RULES,
+    expected_excess,
+    expected_sigmoid,
+    expected_softplus,
+    sigmoid,
+    softplus_derivative,
+)
 
 # The claim of the documentation; the rule reaches 1e-11, and the rest is room for other machines' exp.
 RELATIVE_64 = 1e-10

@@ -14,14 +14,15 @@ The canonical activation has theta = eta. ``activation_scale`` [rho] gives the p
 theta = rho eta (10): ``Bernoulli(activation_scale=2.0)`` has the mean (tanh(eta) + 1) / 2.
 """
 
-from glmvae.families._base import Family as Family
-from glmvae.families._base import Support as Support
-from glmvae.families._classical import Bernoulli as Bernoulli
-from glmvae.families._classical import Binomial as Binomial
-from glmvae.families._classical import Gaussian as Gaussian
-from glmvae.families._classical import Poisson as Poisson
-from glmvae.families._custom import CustomFamily as CustomFamily
-from glmvae.families._dispersed import Exponential as Exponential
-from glmvae.families._dispersed import Gamma as Gamma
-from glmvae.families._dispersed import NegativeBinomial as NegativeBinomial
-from glmvae.families._mixed import Mixed as Mixed
+from glmvae.families.base import Family as Family
+from glmvae.families.base import Logistic as Logistic
+from glmvae.families.custom import CustomFamily as CustomFamily
+from glmvae.families.exponential import Exponential as Exponential
+from glmvae.families.exponential import Gamma as Gamma
+from glmvae.families.exponential import Gaussian as Gaussian
+from glmvae.families.exponential import Poisson as Poisson
+from glmvae.families.logistic import Bernoulli as Bernoulli
+from glmvae.families.logistic import Binomial as Binomial
+from glmvae.families.logistic import NegativeBinomial as NegativeBinomial
+from glmvae.families.mixed import Mixed as Mixed
+from glmvae.families.support import Support as Support

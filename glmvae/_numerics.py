@@ -1,0 +1,47 @@
+"""Many small symmetric matrices at once, without LAPACK: its batched solvers can wait for each other for ever."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+# The largest matrices that are summed up entry by entry; of larger ones a matrix product is faster.
+_SUMMED = 8
+
+
+def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k k"], Float[Array, " n"]]:
+    """Inverses and log-determinants of many symmetric positive definite matrices.
+
+    A^-1 = L^-T L^-1 with A = L L': positive semidefinite, and in agreement with the determinant, whatever the rounding.
+    A pivot that is nothing but rounding counts for nothing in either.
+    """
+    if matrix.shape[-1] == 0:
+        return matrix, jnp.zeros(matrix.shape[0], matrix.dtype)
+    reduced = jnp.moveaxis(matrix, 0, -1)  # the batch last: every operation below runs along it
+    size = matrix.shape[-1]
+    unit = jnp.arange(size)[:, None]
+    barrier = jax.lax.optimization_barrier  # or XLA computes a column again for every entry that needs it
+    least = size * jnp.finfo(matrix.dtype).eps * jnp.diagonal(matrix, axis1=1, axis2=2).T
+
+    def eliminate(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Rows below j: what is left of A to the right of j, what there is of L^-1 to the left. Above: L^-1 alone.
+        reduced, log_det = carry
+        pivot = reduced[j, j]
+        usable = pivot > least[j]
+        reciprocal = barrier(jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, pivot, 1.0)), 0.0))
+        column = jnp.where(unit > j, reduced[:, j] * reciprocal[None], 0.0)
+        row = jnp.where(unit == j, reciprocal[None], reduced[j] * reciprocal[None])
+        column, row = barrier((column, row))
+        reduced = jnp.where((unit == j)[None], 0.0, reduced) - column[:, None] * row[None]
+        reduced = jax.lax.dynamic_update_index_in_dim(reduced, row, j, 0)
+        return reduced, log_det + jnp.log(jnp.where(usable, pivot, 1.0))
+
+    none = jnp.zeros(matrix.shape[0], matrix.dtype)
+    root, log_det = jax.lax.fori_loop(0, size, eliminate, (reduced, none))
+    root = barrier(jnp.where((unit >= unit.T)[..., None], root, 0.0))
+    if size > _SUMMED:
+        root = jnp.moveaxis(root, -1, 0)
+        return jnp.einsum("nji,njk->nik", root, root), log_det
+    return jnp.moveaxis(sum(row[:, None] * row[None] for row in root), -1, 0), log_det

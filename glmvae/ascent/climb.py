@@ -1,0 +1,259 @@
+"""The climb: rounds of one pass over the rows each, of which only those are kept that raise the bound.
+
+A round proposes a decoder, the step that the last pass calls for or its extrapolation from the last few (Anderson's
+method, in the metric of the weighted least squares), and passes over the rows with it. Columns that overshoot, and only
+those, take half the step, then and in the rounds that follow. A dispersion that is free is set, with every proposal, to
+the best for the posteriors of the last pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from glmvae.ascent.decoder import DecoderStep, decoder_step, moved, stacked, unstacked
+from glmvae.ascent.posteriors import Change, PosteriorStore, RowPosteriors, Sums, no_change
+from glmvae.blocks import sweep, total
+from glmvae.model import Affine, Objective
+from glmvae.rows import Rows, row_sum
+from glmvae.sources import Source
+
+# Steps of the past that an extrapolation looks at, and the rounding units it allows for in their products.
+_MEMORY = 6
+_RIDGE = 100
+_LONGEST_PAUSE = 4
+_HALVINGS = 12
+# What caution a step of a column that succeeds takes away, and the rounding units by which it may seem to fall.
+_RELIEF = 0.25
+_ROUNDING = 64
+
+Pass = Callable[..., tuple[Sums, RowPosteriors]]
+
+
+class Problem(NamedTuple):
+    """What stays fixed: the rows, the bound (a pass of :mod:`~glmvae.ascent.posteriors`), whether phi is free."""
+
+    source: Source
+    bound: Pass
+    free_dispersion: bool
+
+
+class State(NamedTuple):
+    """A decoder and its objective, the sums of the pass at it, the step they call for, and the bound in nats per row.
+
+    Its posteriors are what the store has committed.
+    """
+
+    decoder: Affine
+    objective: Objective
+    sums: Sums
+    step: DecoderStep
+    elbo: float
+
+
+def at_decoder(
+    problem: Problem,
+    store: PosteriorStore,
+    decoder: Affine,
+    objective: Objective,
+    *,
+    change: Change | None = None,
+    steps: int = 1,
+    tolerance: float = -math.inf,
+    check: bool = False,
+    constant: float | None = None,
+) -> State:
+    """The state after so many steps of the posteriors for that decoder, not yet committed.
+
+    ``constant`` is the mean over rows of what depends on x alone, found by a pass of its own where it is None.
+    """
+    change = no_change(decoder) if change is None else change
+    sums = sweep(
+        problem.bound,
+        problem.source,
+        decoder,
+        objective,
+        change,
+        np.int32(steps),
+        np.asarray(tolerance, decoder.loadings.dtype),
+        family=objective.family,
+        check=check,
+        num_covariates=decoder.num_covariates,
+        store=store,
+    )
+    step = decoder_step(sums, decoder, objective)
+    if constant is None:
+        constant = saturated(problem.source, objective)
+    return State(decoder, objective, sums, step, float(sums.elbo) / float(sums.num_rows) + constant)
+
+
+def saturated(source: Source, objective: Objective) -> float:
+    """The mean over rows of log p at the saturated model: what depends on x alone."""
+    value, count = total(_saturated, source, objective, family=objective.family, check=False, num_covariates=None)
+    return float(value) / float(count)
+
+
+def _saturated(rows: Rows, _: None, objective: Objective) -> tuple[tuple[Array, Array], None]:
+    value = row_sum(rows, objective.family.for_rows(rows).saturated_log_prob(rows.x, objective.dispersion_of_entries))
+    return (jnp.sum(jnp.where(rows.weight > 0, rows.weight * value, 0.0)), jnp.sum(rows.weight)), None
+
+
+class Climb:
+    """Rounds from a state on; ``state``, ``history`` and ``converged`` tell how far it got."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        store: PosteriorStore,
+        state: State,
+        *,
+        tolerance: float,
+        max_rounds: int,
+        report: Callable[[float], None],
+    ) -> None:
+        self.problem, self.store, self.state, self.report = problem, store, state, report
+        self.tolerance, self.max_rounds = tolerance, max_rounds
+        self.history = [state.elbo]
+        self.converged = False
+        self._constant = state.elbo - float(state.sums.elbo) / float(state.sums.num_rows)
+        self._caution = np.zeros(state.decoder.loadings.shape[0])
+
+    @property
+    def rounds_left(self) -> int:
+        """Rounds that may still be made."""
+        return self.max_rounds - (len(self.history) - 1)
+
+    @property
+    def eps(self) -> float:
+        """The rounding unit of a pass."""
+        return float(np.finfo(self.state.decoder.loadings.dtype).eps)
+
+    @property
+    def least(self) -> float:
+        """The gain that counts: below its own rounding an ELBO cannot be seen to rise."""
+        return max(self.tolerance, 4 * self.eps * abs(self.state.elbo))
+
+    def try_at(self, decoder: Affine, change: Change | None = None, steps: int = 1, free: bool = False) -> State:
+        """A pass at a proposal; nothing is kept yet."""
+        objective: Objective = self.state.objective
+        constant: float | None = self._constant
+        if free and self.problem.free_dispersion:
+            phi = objective.family.dispersion_from(jnp.asarray(self.state.step.half_deviance))
+            objective, constant = _with_dispersion(objective, phi), None
+        return at_decoder(self.problem, self.store, decoder, objective, change=change, steps=steps, constant=constant)
+
+    def keep(self, new: State) -> None:
+        """Commit a proposal as the next round."""
+        self.store.commit()
+        self.state = new
+        self._constant = new.elbo - float(new.sums.elbo) / float(new.sums.num_rows)
+        self.history.append(new.elbo)
+        self.report(new.elbo)
+
+    def ascend(self) -> None:
+        """Rounds until what is left to gain is below the tolerance."""
+        points: list[np.ndarray] = []
+        steps: list[np.ndarray] = []
+        gains: list[float] = []
+        # Plain rounds before the next extrapolation: twice as many after each that failed.
+        wait = pause = 0
+        self.converged = False
+        while self.rounds_left > 0:
+            if max(self.state.step.gain, _remaining(gains)) < self.least:
+                self.converged = True
+                return
+            here = stacked(self.state.decoder)
+            ahead = moved(self.state.decoder, self.state.step, self._caution) - here
+            before = self.state.elbo
+            rose = False
+            if points and wait == 0:
+                rose = self._rises(_extrapolate(here, ahead, self.state.step.metric, points, steps, self.eps))
+                if not rose:
+                    points.clear()
+                    steps.clear()
+                wait = pause = 0 if rose else min(max(1, 2 * pause), _LONGEST_PAUSE)
+            else:
+                wait = max(wait - 1, 0)
+            if not rose and not self._careful():
+                self.converged = self.state.step.gain < self.least
+                return
+            points.append(here)
+            steps.append(ahead)
+            del points[:-_MEMORY], steps[:-_MEMORY]
+            gains.append(self.state.elbo - before)
+
+    def _rises(self, theta: np.ndarray) -> bool:
+        new = self.try_at(unstacked(theta, self.state.decoder), self.state.step.change, free=True)
+        if _is_better(new, self.state):
+            self.keep(new)
+            return True
+        return False
+
+    def _careful(self) -> bool:
+        """The step of every column, 2^-caution long, shorter where it overshoots, until the bound rises."""
+        step = self.state.step
+        for _ in range(_HALVINGS):
+            proposal = unstacked(moved(self.state.decoder, step, self._caution), self.state.decoder)
+            new = self.try_at(proposal, step.change, free=True)
+            rose = _is_better(new, self.state)
+            was = np.asarray(self.state.objective.dispersion) * np.asarray(self.state.sums.after, np.float64)
+            now = np.asarray(new.objective.dispersion) * np.asarray(new.sums.before, np.float64)
+            self._caution = _cautioned(self._caution, was, now, rose, self.eps)
+            if rose:
+                self.keep(new)
+                return True
+            step = step._replace(change=no_change(self.state.decoder))
+        return False
+
+
+def _with_dispersion(objective: Objective, phi: Array) -> Objective:
+    """Another dispersion, unchecked."""
+    return jax.tree.unflatten(jax.tree.structure(objective), [*jax.tree.leaves(objective)[:-1], phi])
+
+
+def _is_better(new: State, old: State) -> bool:
+    return new.elbo > old.elbo and math.isfinite(new.step.gain)
+
+
+def _remaining(gains: list[float]) -> float:
+    """What is left to gain if gains go on to shrink as they do: a slow tail that no quadratic sees."""
+    if not gains:
+        return 0.0
+    if len(gains) < 3:
+        return gains[-1]
+    rate = min(max(gains[-1] / max(gains[-3], 1e-300), 0.0), 0.9999) ** 0.5
+    return gains[-1] * max(1.0, rate / (1 - rate))
+
+
+def _extrapolate(
+    here: np.ndarray,
+    ahead: np.ndarray,
+    metric: np.ndarray,
+    points: list[np.ndarray],
+    steps: list[np.ndarray],
+    eps: float,
+) -> np.ndarray:
+    """Anderson's proposal from this point and step and those before."""
+    moved = np.stack([here - p for p in points])
+    changed = np.stack([ahead - s for s in steps])
+    weighted = (changed * metric).reshape(len(points), -1)
+    gram = weighted @ weighted.T
+    size = np.sqrt(np.diag(gram))
+    size = np.where(size > 0, size, 1.0)
+    ridge = _RIDGE * eps * np.eye(len(points))
+    solved = np.linalg.solve(gram / (size[:, None] * size) + ridge, weighted @ (ahead * metric).ravel() / size)
+    return here + ahead - np.tensordot(solved / size, moved + changed, axes=1)
+
+
+def _cautioned(caution: np.ndarray, old: np.ndarray, new: np.ndarray, rose: bool, eps: float) -> np.ndarray:
+    """More for columns that fell, for all if none did and the bound did not rise; less for the others if it rose."""
+    fell = ~(new >= old - _ROUNDING * eps * np.abs(old))
+    if not rose and not fell.any():
+        fell[:] = True
+    return np.where(fell, caution + 1, np.maximum(caution - _RELIEF, 0.0) if rose else caution)

@@ -1,0 +1,118 @@
+"""The decoder's step from the sums of a pass, and how z is standardised after it.
+
+With the posteriors fixed the columns do not know of each other: theta_j = (W_j, b_j, B_j) moves by one step of weighted
+least squares, A_j^-1 s_j, with
+
+    A_j = sum_i w_ij E z~ z~',     s_j = d/d theta_j sum_i E log p(x_ij),     z~ = (z, 1, covariates)
+
+no further than the trust region allows: where weights are tiny such a step may be longer than any quadratic holds.
+Then z is standardised. With the least-squares fit of the posterior means on (1, covariates), c + D covariates, and
+T T' what is left of mean E zz', the change z -> T^-1 (z - c - D covariates) leaves every eta as it is and lowers the KL
+divergence: a decoder whose posteriors are narrow need not grow to its size in many small steps (parameter expansion;
+Liu, Rubin and Wu 1998).
+
+All this is small and on the host, in double precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from glmvae.ascent.posteriors import Change, Sums
+from glmvae.model import Affine, Objective, upper_triangle
+
+# The root mean square by which a step may move the linear predictor of a column.
+_TRUST = 4.0
+# Rounding units of a pass by which the scaled matrices may be off.
+_RIDGE = 32
+
+
+class DecoderStep(NamedTuple):
+    """What a pass calls for, per row where it is a mean.
+
+    ``step`` (d, r) of theta, ``change`` how z is standardised after it, ``gain`` what both are predicted to gain in
+    nats per row, ``metric`` (d, r) that of the least squares, ``weight`` (d,) the mean of w, ``half_deviance`` minus
+    phi times the mean of the bound over what was observed.
+    """
+
+    step: np.ndarray
+    change: Change
+    gain: float
+    metric: np.ndarray
+    weight: np.ndarray
+    half_deviance: float
+
+
+def stacked(decoder: Affine) -> np.ndarray:
+    """theta = (W, b, B'), (d, r), in double precision."""
+    coefficients = [] if decoder.coefficients is None else [np.asarray(decoder.coefficients).T]
+    parts = [np.asarray(decoder.loadings), np.asarray(decoder.intercept)[:, None], *coefficients]
+    return np.concatenate(parts, axis=1, dtype=np.float64)
+
+
+def unstacked(theta: np.ndarray, like: Affine) -> Affine:
+    """The decoder of a theta, unchecked, in the precision of another."""
+    units = like.latent_dim
+    theta = theta.astype(like.loadings.dtype)
+    coefficients = [] if like.coefficients is None else [np.ascontiguousarray(theta[:, units + 1 :].T)]
+    leaves = [np.ascontiguousarray(theta[:, :units]), np.ascontiguousarray(theta[:, units]), *coefficients]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def decoder_step(sums: Sums, decoder: Affine, objective: Objective) -> DecoderStep:
+    """The step of a decoder from the sums of a pass at it."""
+    eps = float(np.finfo(sums.gram.dtype).eps)
+    host: Any = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
+    units, beta = decoder.latent_dim, float(objective.beta)
+    where = upper_triangle(units + 1 + decoder.num_covariates)[2]
+    gram, spread = host.gram[:, where], host.spread[where] / host.num_rows
+    # sum w (Sigma W_j + mu mu' W_j) less sum w mu mu' W_j: what the spread of z takes from the gradient
+    score = host.score - np.einsum("dkl,dl->dk", gram[:, :, :units], np.asarray(decoder.loadings, np.float64))
+    step, metric = _least_squares(gram, score, eps)
+    length = np.sqrt(np.maximum(np.einsum("dk,kl,dl->d", step, spread, step), 0.0))
+    step *= (_TRUST / np.maximum(length, _TRUST))[:, None]
+    gain = (np.sum(score * step) - 0.5 * np.einsum("dk,dkl,dl->", step, gram, step)) / host.num_rows
+    change, reduced = _standardisation(spread, units, np.asarray(decoder.loadings).dtype)
+    half_deviance = np.sum(-np.asarray(objective.dispersion) * host.after) / np.sum(host.entries)
+    weight = gram[:, units, units] / host.num_rows
+    return DecoderStep(step, change, float(gain + beta * reduced), metric, weight, float(half_deviance))
+
+
+def _least_squares(gram: np.ndarray, score: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """A_j^-1 s_j of every column, and the square roots of the diagonals of A."""
+    finite = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(score).all(axis=1)
+    gram, score = np.where(finite[:, None, None], gram, 0.0), np.where(finite[:, None], score, 0.0)
+    scale = np.sqrt(np.maximum(np.einsum("dkk->dk", gram), 0.0))
+    safe = np.where(scale > 0, scale, 1.0)
+    ridge = _RIDGE * eps * np.eye(gram.shape[1]) + np.einsum("dk,kl->dkl", 1.0 * (scale == 0), np.eye(gram.shape[1]))
+    solved = np.linalg.solve(gram / (safe[:, :, None] * safe[:, None]) + ridge, (score / safe)[:, :, None])[:, :, 0]
+    return np.where(np.isfinite(solved), solved, 0.0) / safe, safe
+
+
+def _standardisation(spread: np.ndarray, units: int, dtype: np.dtype) -> tuple[Change, float]:
+    """How z is standardised, and by how much that lowers the mean KL divergence."""
+    known, cross = spread[units:, units:], spread[units:, :units]
+    shift = np.linalg.pinv(known, hermitian=True) @ cross
+    try:
+        root = np.linalg.cholesky(spread[:units, :units] - cross.T @ shift)
+    except np.linalg.LinAlgError:  # what has no root stays as it is
+        root, shift = np.eye(units), np.zeros_like(shift)
+        return _change(root, shift, dtype), 0.0
+    reduced = 0.5 * (np.trace(spread[:units, :units]) - units) - np.sum(np.log(np.diag(root)))
+    return _change(root, shift, dtype), float(reduced)
+
+
+def _change(root: np.ndarray, shift: np.ndarray, dtype: np.dtype) -> Change:
+    parts = root, np.linalg.inv(root), shift, np.sum(np.log(np.diag(root)))
+    return Change(*(np.asarray(part, dtype) for part in parts))  # type: ignore[arg-type]
+
+
+def moved(decoder: Affine, step: DecoderStep, caution: np.ndarray) -> np.ndarray:
+    """theta after the step of every column, 2^-caution long, and z standardised after it."""
+    units = decoder.latent_dim
+    theta = stacked(decoder) + (2.0**-caution)[:, None] * step.step
+    loadings, change = theta[:, :units], jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), step.change)
+    return np.concatenate([loadings @ change.root, theta[:, units:] + loadings @ change.shift.T], axis=1)

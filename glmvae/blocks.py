@@ -1,0 +1,319 @@
+"""The loop over rows: one map over blocks and an associative sum.
+
+    f(rows, old, *args) -> (summand, new)
+
+is pure, stands at module level and is compiled once for each padded size. The loop cuts blocks on the host (views of
+NumPy arrays), all of one rung of a short ladder, pads the last by repeating a row at weight 0, calls f, and adds the
+summands up. So the number of rows never enters a compiled program, and another number compiles next to nothing. What a
+row keeps (``old`` and ``new``) lies in a store, which drops the padding. Under a transformation the same f runs in
+``lax.scan``.
+
+In f every row has a weight, 0 for padding: sums are masked by it, results a row are not. A result that the rows share
+has a leading axis of 1, as everything here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from glmvae import _checks
+from glmvae.families import Family
+from glmvae.rows import Rows, check_rows, entered
+from glmvae.sources import Source, concrete
+from glmvae.stores import Block as Block
+from glmvae.stores import Store as Store
+
+# Rows of a block. One rung serves any number of rows, in at most sixteen blocks below the largest, and pads at most a
+# quarter.
+LADDER = (8, 32, 128, 512, 2048, 8192)
+# Entries (rows times columns) of a block, about: the temporaries of a pass are a few dozen times that.
+_ENTRIES = 420_000
+
+Function = Callable[..., tuple[Any, Any]]
+
+
+def block_size(columns: int, entries: int = _ENTRIES) -> int:
+    """Rows of a full block."""
+    return max([rung for rung in LADDER if rung * columns <= entries], default=LADDER[0])
+
+
+def layout(num_rows: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(start, count, padded size) of blocks that hold so many rows, all of one size: the largest that pads little."""
+    rungs = [rung for rung in LADDER if rung <= size]
+    rung = max([rung for rung in rungs if 4 * (-num_rows % rung) <= num_rows], default=rungs[0])
+    for start in range(0, num_rows, rung):
+        yield start, min(rung, num_rows - start), rung
+
+
+def total(
+    f: Function, source: Source, *args: Any, family: Family | None = None, add: Callable | None = None, **options: Any
+) -> Any:
+    """The sum over blocks of what f returns first; see :func:`sweep`."""
+    return sweep(f, source, *args, family=family, add=add, **options)
+
+
+def per_row(f: Function, source: Source, *args: Any, family: Family | None = None, **options: Any) -> Any:
+    """What f returns second, for every row in order; see :func:`sweep`."""
+    if traced(source, args, options.get("given")):
+        return _scan(f, source, args, family, _add, options)[1]
+    store = Store()
+    sweep(f, source, *args, family=family, store=store, **options)
+    store.commit()
+    with _checks.at_once():
+        return store.gathered()
+
+
+def sweep(
+    f: Function,
+    source: Source,
+    *args: Any,
+    family: Family | None = None,
+    check: bool | Callable[[Rows, Any, Any], Array] = True,
+    num_covariates: int | None = 0,
+    given: Any = None,
+    store: Store | None = None,
+    add: Callable | None = None,
+    size: int | None = None,
+    compiled: bool = True,
+    origin: Callable[[Rows], np.ndarray | None] | None = None,
+    name: str = "x",
+) -> Any:
+    """One pass of f over all rows.
+
+    Args:
+        f: ``(rows, old, *args) -> (summand, new)``.
+        source: the rows.
+        args: pytrees of arrays, the same for every block.
+        family: whose support the rows are checked against, and from which missing entries are filled; may be None.
+        check: look at the values, in the first pass over them; or a function of rows, family and summand that does.
+        num_covariates: how many the rows have to bring, None for any.
+        given: arrays with a leading axis N or 1 that are cut as the rows are, and handed over as ``old``.
+        store: where ``old`` comes from and ``new`` goes (into its shadow).
+        add: of two summands; the sum of all leaves where it is None.
+        size: rows of a full block.
+        compiled: f is compiled, once for each padded size; otherwise it runs as it is, operation by operation.
+        origin: of the first piece, a point (d,) or None. Where there is one, ``old`` is x less that point, taken in
+            double precision before the cast. Not for traced rows.
+
+    Returns:
+        The sum, or None where f returns none.
+
+    Raises:
+        ValueError: rows that do not bring what the family needs, or values out of its support; it names the first.
+            Another number of rows than ``given`` is for.
+        TypeError: rows that are not in memory, under a transformation.
+    """
+    add = _add if add is None else add
+    if traced(source, args, given):
+        options = {"check": check, "num_covariates": num_covariates, "given": given, "size": size, "name": name}
+        return _scan(f, source, args, family, add, options)[0]
+    size = block_size(source.num_columns) if size is None else size
+    dtype = common_dtype(source, args)
+    run = _program(f, check, dtype) if compiled else _eager(f, check, dtype)
+    args = jax.tree.map(lambda leaf: np.asarray(leaf, dtype) if getattr(leaf, "weak_type", False) else leaf, args)
+    with _checks.at_once():  # what is concrete stays so, inside somebody's jit too
+        return _pass(run, source, args, family, num_covariates, given, store, add, size, origin, name)
+
+
+def _pass(
+    run: Callable,
+    source: Source,
+    args: tuple,
+    family: Family | None,
+    num_covariates: int | None,
+    given: Any,
+    store: Store | None,
+    add: Callable,
+    size: int,
+    origin: Callable[[Rows], np.ndarray | None] | None,
+    name: str,
+) -> Any:
+    """The loop itself, on the host."""
+    result, verdicts, first, index, point = None, [], 0, 0, None
+    for piece in source.pieces():
+        if family is not None:
+            check_rows(piece, family, num_covariates, name)
+        if origin is not None and index == 0:
+            point = origin(piece)
+        _check_given(given, first + piece.num_rows, False)
+        for start, count, padded in layout(piece.num_rows, size):
+            block = Block(index, first + start, count, padded)
+            cut = cut_rows(piece, start, count, padded)
+            old = store.read(block) if given is None and store is not None else cut_tree(given, block, source.num_rows)
+            old = old if point is None else (cut.x - point).astype(source.dtype)
+            summand, new, valid = run(cut, old, family, args)
+            if store is not None and new is not None:
+                store.write(block, new)
+            if valid is not None:
+                verdicts.append((valid, cut, block))
+            result = summand if result is None else add(result, summand)
+            index += 1
+        first += piece.num_rows
+        if source.rows is None:
+            _judge(verdicts, family, name)
+            verdicts = []
+    _judge(verdicts, family, name)
+    _check_given(given, first, True)
+    return result
+
+
+def _check_given(given: Any, num_rows: int, last: bool) -> None:
+    """What goes with the rows has as many."""
+    for leaf in jax.tree.leaves(given):
+        if leaf.shape[0] != 1 and (leaf.shape[0] < num_rows or (last and leaf.shape[0] > num_rows)):
+            rows = f"{num_rows} rows" if last else f"at least {num_rows} rows"
+            raise ValueError(f"posterior: expected {rows}, as many as x has, got {leaf.shape[0]}")
+
+
+@functools.cache
+def _program(f: Function | None, check: Any, dtype: Any) -> Callable:
+    """f on what enters it, compiled; without f what enters it."""
+
+    def program(rows: Rows, old: Any, family: Family | None, args: tuple) -> tuple[Any, ...]:
+        rows = entered(rows, family, dtype)
+        old, args = as_dtype((old, args), dtype)
+        out = (rows, old, args) if f is None else f(rows, old, *args)
+        look = all_inside if check is True else check
+        return *out, look(rows, family, out[0]) if look else None
+
+    return jax.jit(program)
+
+
+def _eager(f: Function, check: Any, dtype: Any) -> Callable:
+    enter = _program(None, check, dtype)
+
+    def run(rows: Rows, old: Any, family: Family | None, args: tuple) -> tuple[Any, ...]:
+        rows, old, args, valid = enter(rows, old, family, args)
+        return *f(rows, old, *args), valid
+
+    return run
+
+
+def common_dtype(source: Any, args: Any) -> np.dtype:
+    """The widest of the precisions of the rows and of what meets them; numbers without one follow."""
+    strong = [a.dtype for a in jax.tree.leaves(args) if hasattr(a, "dtype") and not getattr(a, "weak_type", False)]
+    floating = [_checks.compute_dtype(dtype) for dtype in strong if jnp.issubdtype(dtype, jnp.floating)]
+    return max([np.dtype(source.dtype), *floating], key=lambda dtype: dtype.itemsize)
+
+
+def as_dtype(tree: Any, dtype: DTypeLike) -> Any:
+    """The tree with all its floating leaves in one precision."""
+
+    def cast(leaf: Any) -> Any:
+        return jnp.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+@jax.jit
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def inside(rows: Rows, family: Family | None) -> Array:
+    """Whether each entry is finite and in the support, or missing."""
+    held = jnp.isfinite(rows.x) if family is None else family.for_rows(rows).support.contains(rows.x)
+    return held if rows.missing is None else held | rows.missing
+
+
+def all_inside(rows: Rows, family: Family | None, summand: Any = None) -> Array:
+    """Whether all are."""
+    return jnp.all(inside(rows, family))
+
+
+def _judge(verdicts: list[tuple[Any, Rows, Block]], family: Family | None, name: str) -> None:
+    for valid, rows, block in verdicts:
+        if not bool(valid):
+            _checks.refuse_entry(rows, family, block.start, name)
+
+
+# Cutting --------------------------------------------------------------------------------------------------
+
+
+def cut_rows(rows: Rows, start: int, count: int, size: int) -> Rows:
+    """Rows from ``start`` on, padded to ``size`` at weight 0."""
+    cut = rows.map(lambda leaf: _cut(leaf, rows.num_rows, start, count, size))
+    weight = np.zeros(size, rows.dtype)
+    weight[:count] = 1.0 if rows.weight is None else np.asarray(rows.weight)[start : start + count]
+    return cut.replace(weight=weight)
+
+
+def cut_tree(tree: Any, block: Block, num_rows: int | None) -> Any:
+    """Arrays with a leading axis N or 1, cut as the rows are."""
+
+    def cut(leaf: Any) -> Any:  # what the rows share stays one, also beside a single row
+        return leaf if leaf.shape[0] == 1 else _cut(leaf, num_rows, block.start, block.count, block.size)
+
+    return jax.tree.map(cut, tree)
+
+
+def _cut(leaf: Any, num_rows: int | None, start: int, count: int, size: int) -> Any:
+    if leaf.shape[0] == 1 and num_rows != 1:  # one for all
+        return leaf
+    if isinstance(leaf, Array) and next(iter(leaf.devices())).platform != "cpu":
+        cut = jax.lax.dynamic_slice_in_dim(leaf, start, count)
+        return cut if count == size else jnp.concatenate([cut, jnp.repeat(cut[:1], size - count, axis=0)])
+    part = np.asarray(leaf)[start : start + count]
+    return part if count == size else np.concatenate([part, np.repeat(part[:1], size - count, axis=0)])
+
+
+# Under a transformation -----------------------------------------------------------------------------------
+
+
+def traced(source: Source, args: Any, given: Any = None) -> bool:
+    """Whether a transformation traces the rows or what meets them."""
+    if concrete(source) and _checks.concrete((args, given)):
+        return False
+    if source.rows is None:
+        raise TypeError("x: under a transformation the rows have to be in memory, an array or Rows")
+    return True
+
+
+def _scan(
+    f: Function, source: Source, args: tuple, family: Family | None, add: Callable, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The sum and the results a row, by ``lax.scan``; an entry out of the support is NaN."""
+    rows = source.rows
+    assert rows is not None
+    if family is not None:
+        check_rows(rows, family, options.get("num_covariates", 0), options.get("name", "x"))
+    if options.get("check", True) and concrete(source):
+        _checks.look_at(rows, family, options.get("name", "x"))
+    n, given = rows.num_rows, options.get("given")
+    size = min(n, options.get("size") or block_size(rows.num_columns))
+    dtype = common_dtype(source, args)
+    rows, (given, args) = rows.map(jnp.asarray), as_dtype((given, args), dtype)
+
+    def block(start: Any, length: int) -> tuple[Any, Any]:
+        def part(leaf: Array) -> Array:
+            return leaf if leaf.shape[0] != n else jax.lax.dynamic_slice_in_dim(leaf, start, length)
+
+        cut = entered(rows.map(part), family, dtype)
+        cut = cut.replace(x=jnp.where(inside(cut, family), cut.x, jnp.nan))
+        return f(cut, jax.tree.map(part, given), *args)
+
+    if n <= size:
+        return block(0, n)
+    shape = jax.eval_shape(lambda: block(0, size)[0])
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+
+    def body(carry: Any, start: Array) -> tuple[Any, Any]:
+        summand, new = block(start, size)
+        return add(carry, summand), new
+
+    whole = n // size * size
+    result, stacked = jax.lax.scan(body, zero, jnp.arange(0, whole, size))
+    values = jax.tree.map(lambda a: a[0] if a.shape[1] == 1 < size else a.reshape(-1, *a.shape[2:]), stacked)
+    if whole < n:
+        summand, new = block(whole, n - whole)
+        result = add(result, summand)
+        values = jax.tree.map(lambda a, b: a if len(a) == 1 else jnp.concatenate([a, b]), values, new)
+    return result, values

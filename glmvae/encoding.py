@@ -1,0 +1,146 @@
+"""The affine encoder of an optimum, and the posteriors of rows that it gives."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from glmvae import _checks
+from glmvae.blocks import per_row
+from glmvae.families import Family
+from glmvae.model import Posterior, as_model
+from glmvae.moment_checks import in_precision
+from glmvae.residuals import brings_residuals, encoder_input
+from glmvae.rows import Rows
+from glmvae.sources import as_source
+
+# Posterior means that rounding moves by more than that are worth a word.
+_MOVED = 0.01
+
+
+class Encoder(NamedTuple):
+    """An affine encoder: mu_z = weight r + bias + coefficients' covariates, one covariance for all rows.
+
+    It acts on the working residual r: x itself; with an offset o, x less what the offset explains, mu(o) - mu(0); with
+    trials an entry x - mu(o).
+
+    Fields:
+        weight: (kappa, d).
+        bias: (kappa,).
+        covariance: Sigma_z, (kappa, kappa).
+        coefficients: (p, kappa), of known covariates; None without.
+    """
+
+    weight: Float[Array, "k d"]
+    bias: Float[Array, " k"]
+    covariance: Float[Array, "k k"]
+    coefficients: Float[Array, "p k"] | None = None
+
+    def __repr__(self) -> str:
+        if np.ndim(self.weight) != 2:
+            return f"Encoder(weight={self.weight}, bias={self.bias}, ...)"
+        units, columns = np.shape(self.weight)
+        also = "" if self.coefficients is None else f", {np.shape(self.coefficients)[0]} covariates"
+        return f"Encoder({columns} columns, {units} latent units{also})"
+
+
+def posterior(optimum: Any, x: Any) -> Posterior:
+    """The optimal posterior of rows, new ones too: the affine encoder (19), (20).
+
+    Args:
+        optimum: from :func:`fit`. Of a refined optimum it is the best affine encoder for the exact ELBO, and
+            :func:`~glmvae.ascent.best_posterior` is better.
+        x: data, (N, d), :class:`~glmvae.rows.Rows` or a :class:`~glmvae.sources.Source`, with the covariates and trials
+            that the optimum was fit with, and an offset where its expansion takes one.
+
+    Returns:
+        :class:`~glmvae.model.Posterior` with mean (N, kappa) and one covariance (1, kappa, kappa).
+
+    Raises:
+        ValueError: rows of another width than the optimum's columns, NaN or infinity, not a matrix, values out of the
+            support; missing entries; covariates or trials that are missing or have no use; an offset where the optimum
+            is at another expansion point, is refined, or has a family without a closed form.
+        TypeError: not numbers; an optimum that is none.
+
+    Exactness: the maximum over all Gaussian posteriors of L-hat at the optimum's decoder; for Gaussian the exact
+    posterior raised to beta. Where trials differ from row to row it is that of the column's largest: a posterior of the
+    bound, and ``best_posterior`` is better.
+
+    Example:
+        >>> import numpy as np
+        >>> from glmvae import fit, posterior
+        >>> from glmvae.families import Gaussian
+        >>> x = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
+        >>> posterior(fit(x, Gaussian(), 2), x).mean.shape
+        (50, 2)
+
+    Source: equations (19), (20).
+    """
+    check_optimum(optimum)
+    model, encoder = as_model(optimum, "optimum"), optimum.encoder
+    if encoder is None:
+        raise ValueError(
+            "optimum: it has no affine encoder, its rows brought what none can follow; use `best_posterior`"
+        )
+    source = as_source(x, columns=model.loadings.shape[0])
+    family = in_precision(model.family, encoder.weight.dtype)
+    _warn_of_rounding(encoder)
+    at_zero = hasattr(optimum, "expansion_point") and (model.family.is_quadratic or _is_zero(optimum.expansion_point))
+    mean = per_row(
+        _encoded if at_zero else _encoded_plain,
+        source,
+        encoder,
+        family,
+        family=family,
+        num_covariates=model.decoder.num_covariates,
+    )
+    return Posterior(mean, jnp.asarray(encoder.covariance)[None])
+
+
+def check_optimum(optimum: Any) -> None:
+    """An affine optimum: what fit returns, or whatever has the same fields."""
+    if not all(hasattr(optimum, name) for name in ("model", "encoder", "eigenvalues")):
+        raise TypeError(f"optimum: expected an AffineOptimum (see glmvae.fit), got {type(optimum).__name__}")
+
+
+def _is_zero(point: Any) -> bool:
+    return _checks.concrete(point) and not np.any(np.asarray(point))
+
+
+def _warn_of_rounding(encoder: Encoder) -> None:
+    """Data far from 0: bias and weight times x are large, and what is left of their sum is rounding."""
+    if not _checks.concrete(encoder) or np.ndim(encoder.bias) != 1 or not np.size(encoder.bias):
+        return
+    bias = np.asarray(encoder.bias)
+    moved = float(np.max(np.abs(bias)) * np.finfo(bias.dtype).eps)
+    if moved > _MOVED:
+        warnings.warn(
+            f"posterior: x is so far from 0 beside its spread that {bias.dtype} moves posterior means by {moved:.2g}; "
+            "centre its columns before `fit`, or enable jax_enable_x64",
+            stacklevel=3,
+        )
+
+
+def _encoded(rows: Rows, _: None, encoder: Encoder, family: Family) -> tuple[None, Array]:
+    return None, _affine(encoder, rows, encoder_input(family, rows))
+
+
+def _encoded_plain(rows: Rows, _: None, encoder: Encoder, family: Family) -> tuple[None, Array]:
+    if brings_residuals(family, rows):
+        raise ValueError(
+            "offset: this optimum's encoder knows x alone (it is refined, or expands elsewhere than at 0), so neither "
+            "an offset nor trials; `best_posterior` takes them"
+        )
+    return None, _affine(encoder, rows, rows.x)
+
+
+def _affine(encoder: Encoder, rows: Rows, residual: Array) -> Array:
+    if rows.missing is not None:
+        raise ValueError("missing: an affine encoder needs every entry; `affine_posterior` and `best_posterior` do not")
+    mean = residual @ encoder.weight.T + encoder.bias[None]
+    return mean if encoder.coefficients is None else mean + rows.covariates @ encoder.coefficients

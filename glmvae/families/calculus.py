@@ -1,0 +1,112 @@
+"""What a family gets from its functions alone: derivatives, inverses and Gaussian expectations, entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+# Of the trapezoid rule.
+_NODES, _WINDOW = 64, 8.8
+# Halvings of a bracket of one octave, or of (-1, 1).
+_HALVINGS = 75
+
+
+def derivative(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """f' of a function that works entry by entry."""
+    return lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
+
+
+def gaussian_expectation(f: Callable[[Array], Any], mean: Array, variance: Array) -> Any:
+    """E f(eta) for eta ~ N(mean, variance), entry by entry, by a trapezoid rule; f may return a pytree."""
+    mean, variance = jnp.broadcast_arrays(mean, variance)
+    z = np.linspace(-_WINDOW, _WINDOW, _NODES)
+    weights = np.exp(-0.5 * z**2) / np.sum(np.exp(-0.5 * z**2))
+    # sqrt has no derivative at 0, where the expectation does not depend on it.
+    sd = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+    rule = jnp.asarray(np.stack([z, weights], axis=1), mean.dtype)
+
+    # A loop, not 64 copies of a user's function: those took minutes to compile.
+    def add(total: Any, node: Array) -> tuple[Any, None]:
+        return jax.tree.map(lambda t, v: t + node[1] * v, total, f(mean + node[0] * sd)), None
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(f, mean))
+    return jax.lax.scan(add, zeros, rule)[0]
+
+
+def inverse(mean: Callable[[Array], Array], target: Array) -> Array:
+    """The eta with mean(eta) = target, for a monotone mean that works entry by entry.
+
+    By doubling a bracket and bisecting it to the last digit; infinite where the target lies at or beyond what the mean
+    tends to. Differentiable to any order, in the target and in what the mean depends on (implicit function theorem).
+    """
+    largest = float(jnp.finfo(target.dtype).max)
+    one = jnp.ones_like(target)
+    sign = jnp.where(mean(one) >= mean(-one), 1.0, -1.0).astype(target.dtype)
+
+    def is_low(t: Array) -> Array:
+        return mean(sign * t) < target
+
+    def is_high(t: Array) -> Array:
+        return mean(sign * t) > target
+
+    def solve(_: Any, start: Array) -> Array:
+        def outside(bracket: tuple[Array, Array]) -> Array:
+            low, high = bracket
+            return jnp.any((is_high(low) & (low > -largest / 2)) | (is_low(high) & (high < largest / 2)))
+
+        def widen(bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bracket
+            below, above = is_high(low), is_low(high)
+            new_low = jnp.where(below, 2 * low, jnp.where(above, high, low))
+            return new_low, jnp.where(above, 2 * high, jnp.where(below, low, high))
+
+        def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bracket
+            middle = 0.5 * low + 0.5 * high
+            below = is_low(middle)
+            return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+        low, high = jax.lax.while_loop(outside, widen, (start - 1, start + 1))
+        low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
+        root = 0.5 * low + 0.5 * high
+        # at_least, at_most: what the mean tends to, so that a target there has no finite eta
+        at_most, at_least = mean(sign * largest * one), mean(-sign * largest * one)
+        root = jnp.where(target >= at_most, jnp.inf, jnp.where(target <= at_least, -jnp.inf, root))
+        return sign * root
+
+    def slope(g: Callable[[Array], Array], y: Array) -> Array:
+        return y / g(jnp.ones_like(y))
+
+    return jax.lax.custom_root(lambda t: mean(t) - target, jnp.zeros_like(target), solve, slope)
+
+
+# Compiled, for eager calls: a loop over a closure would be compiled each time it is met.
+
+
+@jax.jit
+def inverse_of_mean(family: Any, mean: Array) -> Array:
+    """The linear predictor of a mean."""
+    return inverse(family.mean, mean)
+
+
+@jax.jit
+def terms_by_quadrature(
+    family: Any, x: Array, mean: Array, variance: Array, dispersion: Array
+) -> tuple[Array, Array, Array]:
+    """``Family.expected_terms`` from log_normalizer, natural_parameter and mean alone."""
+
+    def terms(eta: Array) -> tuple[Array, Array, Array, Array]:
+        theta, slope = family.natural_parameter(eta), family.natural_parameter_derivative(eta)
+        residual = x - family.mean(eta)
+        bend = derivative(family.natural_parameter_derivative)(eta) * residual
+        return x * theta - family.log_normalizer(theta), slope * residual, slope * family.mean_derivative(eta), bend
+
+    shape = jnp.broadcast_shapes(x.shape, mean.shape, variance.shape)
+    value, gradient, fisher, bend = gaussian_expectation(terms, jnp.broadcast_to(mean, shape), variance)
+    weight = fisher if family.curvature_is_constant else jnp.where(fisher > bend, fisher - bend, fisher)
+    return value / dispersion, gradient / dispersion, weight / dispersion

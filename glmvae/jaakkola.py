@@ -1,0 +1,315 @@
+"""Jaakkola and Jordan's bound of the logistic log-likelihood: one xi a column in closed form, or one xi an entry.
+
+    -softplus(t) >= -t / 2 - log(2 cosh(xi / 2)) - (omega / 2) (t^2 - xi^2),     omega = tanh(xi / 2) / (2 xi)
+
+touches at t = +-xi; xi = 0 is the curvature 1/4 of the paper. With n trials, log p = x t - n softplus(t) + K has the
+weight w = rho^2 n omega / phi and the response y = rho (x - n / 2) / (phi w), t = rho eta. For one xi a column the
+bound's optimum is probabilistic PCA of G^1/2 Cov(y) G^1/2, and the xi best for it is xi_j^2 = mean E t_j^2:
+:func:`tighten`. Columns whose log-likelihood is a quadratic already (Gaussian) stand beside them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from glmvae import _checks
+from glmvae._progress import bar
+from glmvae.elbo import mean_elbo
+from glmvae.expansion import working_response, working_weight
+from glmvae.families import Family
+from glmvae.model import Affine, AffineModel, as_model
+from glmvae.optimum import AffineOptimum, optimum_at, posterior
+from glmvae.quadratics import Quadratic
+from glmvae.refined import RefinedOptimum
+from glmvae.sources import as_source
+from glmvae.spectral import decomposed_spectrum
+from glmvae.statistics import Moments, as_moments
+
+# Rounding units of the sums that make a bound, allowed for so that it is one in floating point too.
+_ROUNDING = 8
+
+
+def omega(xi: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """tanh(xi / 2) / (2 xi), 1/4 at 0."""
+    small = jnp.abs(xi) < 1e-2
+    safe = jnp.where(small, 1.0, xi)
+    square = xi**2
+    return jnp.where(small, 0.25 - square / 48 + square**2 / 480, jnp.tanh(0.5 * safe) / (2 * safe))
+
+
+def log_two_cosh(xi: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """log(2 cosh(xi / 2)), without overflow."""
+    size = jnp.abs(xi)
+    return 0.5 * size + jnp.log1p(jnp.exp(-size))
+
+
+def require_tangent(family: Family) -> None:
+    """The bound is there for every column.
+
+    Raises:
+        TypeError: it names the first column whose log-likelihood is neither logistic nor quadratic, and its family.
+    """
+    for column in range(family.columns or 1):
+        member = family.of_column(column)
+        if not (member.is_logistic or member.is_quadratic):
+            where = f"column {column} is " if family.columns else ""
+            raise TypeError(
+                f"family: Jaakkola and Jordan's bound is for logistic and Gaussian columns, {where}{member!r}"
+            )
+
+
+def tangent_terms(
+    family: Family, x: Array, mean: Array, variance: Array, dispersion: Array
+) -> tuple[Array, Array, Array]:
+    """E of the bound under eta ~ N(mean, variance) with the best xi an entry, xi^2 = E t^2: value, gradient, weight.
+
+    The gradient in the mean and the weight, -2 d/dv, are those of the quadratic at that xi. The value is without
+    ``saturated_log_prob``, as that of ``expected_terms``.
+    """
+    return family.by_member(_tangent_terms, x, mean, variance, dispersion)
+
+
+def _tangent_terms(
+    member: Family, x: Array, mean: Array, variance: Array, dispersion: Array
+) -> tuple[Array, Array, Array]:
+    form = member.logistic_form(x)
+    if form is None:
+        return member.expected_terms(x, mean, variance, dispersion)
+    scale = jnp.asarray(form.scale)
+    t = scale * mean
+    xi = jnp.sqrt(t**2 + scale**2 * variance)
+    weight = form.trials * omega(xi)
+    centred = form.slope - 0.5 * form.trials
+    # the bound touches where the variance is 0
+    touching = member.expected_terms(x, mean, jnp.zeros_like(mean), dispersion)[0]
+    value = touching - form.trials * (log_two_cosh(xi) - log_two_cosh(t)) / dispersion
+    return value, scale * (centred - weight * t) / dispersion, scale**2 * weight / dispersion
+
+
+# One xi a column ------------------------------------------------------------------------------------------
+
+
+def tighten(
+    optimum: Any, x: Any, *, tolerance: float = 1e-6, max_rounds: int = 100, progress: bool = False
+) -> RefinedOptimum:
+    """Raise a closed-form optimum to Jaakkola and Jordan's tighter bound with one xi a column, from moments alone.
+
+    Given xi the closed form of :func:`~glmvae.optimum.fit` applies with weight rho^2 n omega / phi; then xi_j^2 =
+    mean E t_j^2. A round is one eigendecomposition.
+
+    Args:
+        optimum: where to start, from :func:`~glmvae.optimum.fit`; it sets latent_dim, beta and the dispersion. A
+            start that is worse than the null model is replaced by it.
+        x: data, (N, d), :class:`~glmvae.rows.Rows` or a source, or their :class:`~glmvae.statistics.Moments` (made
+            for the family).
+        tolerance: nats per row; stop when a round gains less. In float32 it is at least a few rounding units.
+        max_rounds: rounds, at most.
+        progress: show a bar (needs tqdm).
+
+    Returns:
+        :class:`~glmvae.refined.RefinedOptimum`, with the exact ELBO of its affine encoder where rows were given.
+
+    Raises:
+        TypeError: a column that is neither logistic nor Gaussian, by number and family.
+        ValueError: rows with an offset, trials an entry or missing entries, which one xi a column has no place for
+            (``refine(method="entry")`` has); bad data or moments as ``fit``; tolerance or max_rounds not positive.
+        ImportError: ``progress`` without tqdm.
+
+    Exactness: every entry of ``history`` is at least the one before. ``lower_bound`` is a lower bound of the exact
+    ELBO, floating point included, for Bernoulli, binomial and Gaussian columns. For a negative binomial, whose trials
+    x + r it averages over a column, the objective is no bound, and ``lower_bound`` is None; where rows were given
+    nothing is returned whose exact ELBO is below the null model's.
+
+    Example:
+        >>> import numpy as np
+        >>> from glmvae import fit, tighten
+        >>> from glmvae.families import Bernoulli
+        >>> z = np.random.default_rng(0).normal(size=(300, 1))
+        >>> x = (np.random.default_rng(1).normal(size=(300, 6)) < 2 * z).astype("float32")
+        >>> start = fit(x, Bernoulli(), 1)
+        >>> bound = tighten(start, x)
+        >>> bool(start.elbo_taylor < bound.lower_bound < bound.elbo)
+        True
+
+    Source: Jaakkola and Jordan (2000).
+    """
+    _checks.positive(tolerance, "tolerance")
+    max_rounds = _checks.integer(max_rounds, "max_rounds")
+    model = as_model(optimum, "optimum")
+    require_tangent(model.family)
+    source = None if isinstance(x, Moments) else as_source(x, columns=model.loadings.shape[0])
+    data = as_moments(x if source is None else source, model.family)
+    _checks.columns_of_optimum(model.loadings.shape[0], data.mean.shape[0], "x")
+    if data.at_offset is not None or data.trials is not None:
+        raise ValueError('x: one xi a column has no place for an offset or trials an entry; use refine(method="entry")')
+    with bar(progress, max_rounds, "tighten", "nats per row") as report:
+        now, history, converged = _rounds(model, data, float(tolerance), max_rounds, report)
+    elbo = None
+    if source is not None and source.passes != 1:
+        elbo = mean_elbo(now.model, source, posterior(now, source))
+        null = _null(data, model.family, model.dispersion)
+        if not _is_bound(model.family) and float(elbo) < float(null.value):
+            now, elbo = _collapsed(now, model.family, data), null.value
+    return RefinedOptimum(
+        model=now.model,
+        encoder=now.encoder,
+        eigenvalues=now.eigenvalues,
+        elbo=elbo,
+        lower_bound=_certified(now, data) if _is_bound(model.family) else None,
+        posterior=None,
+        history=jax.device_put(np.asarray(history, data.mean.dtype)),
+        converged=jnp.asarray(converged),
+        dispersion_estimated=jnp.asarray(False),
+    )
+
+
+def _rounds(
+    model: AffineModel, data: Moments, tolerance: float, max_rounds: int, report: Callable[[float], None]
+) -> tuple[AffineOptimum, list[float], bool]:
+    dtype, units = data.mean.dtype, model.decoder.latent_dim
+    phi = jnp.asarray(model.dispersion, dtype)
+
+    def at(xi: Array) -> AffineOptimum:
+        quadratic = tangent_quadratic(data, model.family, phi, xi)
+        spectrum = decomposed_spectrum(data, model.family, quadratic, phi, jnp.zeros_like(data.mean), max(units, 1))
+        return optimum_at(spectrum, units, beta=model.beta)
+
+    null = _null(data, model.family, phi)
+    now = at(_next_xi(model.family, data, model.decoder))
+    if not float(now.elbo_taylor) >= float(null.value):
+        now = at(null.xi)
+    history, converged = [float(now.elbo_taylor)], False
+    for _ in range(max_rounds):
+        new = at(_next_xi(model.family, data, now.decoder))
+        gain = float(new.elbo_taylor) - history[-1]
+        if gain > 0:
+            now = new
+            history.append(float(now.elbo_taylor))
+            report(history[-1])
+        if not gain >= max(tolerance, 4 * float(jnp.finfo(dtype).eps) * abs(history[-1])):
+            converged = True
+            break
+    return now, history, converged
+
+
+def _is_bound(family: Family) -> bool:
+    """Whether the objective is one: trials do not move with x."""
+    return family.curvature_is_constant
+
+
+def _certified(now: AffineOptimum, data: Moments) -> Array:
+    """The bound less what rounding may have added: to the sums over columns, and to the moments and eigenvalues."""
+    phi, family = now.dispersion, now.family
+    quadratic = tangent_quadratic(data, family, phi, _next_xi(family, data, now.decoder))
+    spread = quadratic.weight * (quadratic.slope**2 * jnp.diagonal(data.covariance) + quadratic.response**2)
+    size = jnp.sum(jnp.abs(quadratic.constant) + spread) + jnp.abs(now.elbo_taylor)
+    return now.elbo_taylor - _ROUNDING * jnp.finfo(size.dtype).eps * size
+
+
+def _collapsed(now: AffineOptimum, family: Family, data: Moments) -> AffineOptimum:
+    """The null model, in the form of an optimum."""
+    loadings = jnp.zeros_like(now.loadings)
+    model = AffineModel(Affine(loadings, family.null_predictor(data.mean)), now.model.objective)
+    encoder = now.encoder._replace(
+        weight=jnp.zeros_like(now.encoder.weight),
+        bias=jnp.zeros_like(now.encoder.bias),
+        covariance=jnp.eye(loadings.shape[1], dtype=loadings.dtype),
+    )
+    return now._replace(model=model, encoder=encoder, eigenvalues=jnp.minimum(now.eigenvalues, now.beta))
+
+
+@jax.jit
+def tangent_quadratic(data: Moments, family: Family, dispersion: Array, xi: Float[Array, " d"]) -> Quadratic:
+    """The bound with one xi a column, as a quadratic in eta that moments determine."""
+    variance = jnp.diagonal(data.covariance)
+    statistic = jnp.zeros_like(data.mean) if data.base_statistic is None else data.base_statistic
+    parts = family.by_member(_tangent_quadratic, data.mean, variance, statistic, dispersion, xi)
+    return Quadratic(*parts)
+
+
+def _tangent_quadratic(
+    member: Family, mean: Array, variance: Array, statistic: Array, dispersion: Array, xi: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Weight, response at the mean of x, its slope in x, and the constant."""
+    form = member.logistic_form(mean)
+    if form is None:
+        eta0 = jnp.zeros_like(mean)
+        return (
+            working_weight(member, eta0, dispersion),
+            working_response(member, mean, eta0),
+            jnp.broadcast_to(1 / member.mean_derivative(eta0), mean.shape),
+            member.expansion_constant(mean, variance, statistic, eta0, dispersion),
+        )
+    weight = form.scale**2 * form.trials * omega(xi) / dispersion
+    response = form.scale * (form.slope - 0.5 * form.trials) / (dispersion * weight)
+    slope = form.scale * _slope(member, mean, variance) / (dispersion * weight)
+    constant = -form.trials * (log_two_cosh(xi) - 0.5 * omega(xi) * xi**2) / dispersion
+    constant = constant + member.log_base_measure_from(statistic, dispersion)
+    spread = weight * (slope**2 * variance + response**2)  # mean of w y^2
+    shape = mean.shape
+    return tuple(jnp.broadcast_to(a, shape) for a in (weight, response, slope, constant + 0.5 * spread))  # type: ignore[return-value]
+
+
+def _slope(member: Family, mean: Array, variance: Array) -> Array:
+    """How far slope - trials / 2 moves with x about its mean.
+
+    Where trials move with x too (negative binomial) the score (x - mu) (1 - p) of the null model stands in, p the share
+    of the mean. Where x spreads so far that this objective would have no maximum, less.
+    """
+    form, moved = jax.jvp(member.logistic_form, (mean,), (jnp.ones_like(mean),))
+    score = 1 - form.slope / form.trials * moved.trials
+    largest = jnp.sqrt(form.slope * (form.trials - form.slope) / jnp.where(variance > 0, variance, 1.0))
+    return jnp.where((variance > 0) & (moved.trials > 0), jnp.minimum(score, largest), score)
+
+
+class _Null(NamedTuple):
+    """The null model's log-likelihood, nats per row, and the xi at which the bound attains it."""
+
+    value: Array
+    xi: Array
+
+
+@jax.jit
+def _null(data: Moments, family: Family, dispersion: Array) -> _Null:
+    variance = jnp.diagonal(data.covariance)
+    statistic = jnp.zeros_like(data.mean) if data.base_statistic is None else data.base_statistic
+    eta = family.null_predictor(data.mean)
+    value, xi = family.by_member(_null_of, data.mean, variance, statistic, dispersion, eta)
+    return _Null(jnp.sum(value), xi)
+
+
+def _null_of(
+    member: Family, mean: Array, variance: Array, statistic: Array, dispersion: Array, eta: Array
+) -> tuple[Array, Array]:
+    form = member.logistic_form(mean)
+    if form is None:  # a quadratic: the mean of log p at eta is its constant less w (var y) / 2
+        weight = working_weight(member, eta, dispersion)
+        spread = weight * variance / member.mean_derivative(eta) ** 2
+        constant = member.expansion_constant(mean, variance, statistic, eta, dispersion)
+        return constant - 0.5 * spread, jnp.zeros_like(mean)
+    t = jnp.asarray(form.scale) * eta
+    # slope t - trials softplus(t), with softplus(t) = t / 2 + log(2 cosh(t / 2))
+    value = ((form.slope - 0.5 * form.trials) * t - form.trials * log_two_cosh(t)) / dispersion
+    return value + member.log_base_measure_from(statistic, dispersion), jnp.abs(t)
+
+
+@jax.jit
+def _next_xi(family: Family, data: Moments, decoder: Affine) -> Array:
+    """xi_j^2 = mean E t_j^2: the mean of E zz' is I where W is not 0."""
+    centre, spread = decoder.intercept, jnp.sum(decoder.loadings**2, axis=1)
+    if decoder.coefficients is not None and data.covariates is not None:
+        centre = centre + data.covariates.mean @ decoder.coefficients
+        spread = spread + jnp.sum(decoder.coefficients * (data.covariates.covariance @ decoder.coefficients), axis=0)
+    return family.by_member(_xi_of, data.mean, jnp.sqrt(centre**2 + spread))
+
+
+def _xi_of(member: Family, mean: Array, length: Array) -> Array:
+    form = member.logistic_form(mean)
+    return jnp.zeros_like(length) if form is None else jnp.abs(form.scale) * length

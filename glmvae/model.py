@@ -1,0 +1,376 @@
+"""What is optimised, for which decoder, under which posterior.
+
+    L = E_q log p(x | eta) - beta KL(q(z | x) || N(0, I)),     eta = W z + b + B' covariates + offset           (1)
+
+An :class:`Objective` is the family with its beta and dispersion, an :class:`Affine` the decoder, and an
+:class:`AffineModel` ties the two together, so that none is scored under a beta or a dispersion that is not its own. To
+differentiate in the decoder differentiate the ``Affine``: the objective's leaves are numbers too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from glmvae import _checks
+from glmvae.families import Family
+from glmvae.rows import Rows
+
+
+def unchecked(cls: type, **fields: Any) -> Any:
+    """An instance with those fields, without the checks of its making: of leaves, or of what is right already."""
+    value: Any = object.__new__(cls)
+    for name, field in fields.items():
+        object.__setattr__(value, name, field)
+    return value
+
+
+def _rebuilt(cls: type, names: tuple[str, ...]) -> type:
+    """A frozen dataclass as a pytree, rebuilt from its leaves without the checks of its making."""
+
+    def flatten(value: Any) -> tuple[list[tuple[Any, Any]], None]:
+        return [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in names], None
+
+    def unflatten(_: None, leaves: Any) -> Any:
+        return unchecked(cls, **dict(zip(names, leaves, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(
+        cls, flatten, unflatten, lambda value: ([getattr(value, name) for name in names], None)
+    )
+    return cls
+
+
+@dataclasses.dataclass(frozen=True, eq=False, init=False, repr=False)
+class Objective:
+    """What is maximised: the beta-ELBO of a family.
+
+    Args:
+        family: the observation model.
+        beta: weight of the KL divergence, positive.
+        dispersion: phi, positive, a scalar or one a column, (d,); None is 1 for the families that fix it.
+
+    Raises:
+        ValueError: beta or dispersion not positive (after rounding to the precision in use), a dispersion missing where
+            the family does not fix it.
+        TypeError: no family; not numbers.
+
+    Example:
+        >>> from glmvae import Objective
+        >>> from glmvae.families import Gaussian, Poisson
+        >>> Objective(Poisson(), beta=2.0)
+        Objective(Poisson(), beta=2)
+        >>> Objective(Gaussian(), dispersion=0.5).with_beta(4.0)
+        Objective(Gaussian(), beta=4, dispersion=0.5)
+    """
+
+    family: Family
+    beta: Array
+    dispersion: Array
+
+    def __init__(self, family: Family, beta: ArrayLike = 1.0, dispersion: ArrayLike | None = None) -> None:
+        _checks.family(family)
+        if dispersion is None:
+            dispersion = family.fixed_dispersion
+            if dispersion is None:
+                raise ValueError(
+                    f"dispersion: {family!r} does not fix it, so give one: Objective({family!r}, dispersion=...), a "
+                    "positive scalar or one a column; `fit` estimates that of a Gaussian"
+                )
+        object.__setattr__(self, "family", family)
+        object.__setattr__(self, "beta", _checks.positive(beta, "beta"))
+        object.__setattr__(self, "dispersion", _checks.positive(dispersion, "dispersion", family.columns, vector=True))
+
+    @property
+    def dispersion_of_entries(self) -> Array:
+        """phi beside arrays (N, d): a scalar, or (1, d)."""
+        phi = jnp.asarray(self.dispersion)
+        return phi[None] if phi.ndim else phi
+
+    def with_beta(self, beta: ArrayLike) -> Objective:
+        """The same with another beta, checked."""
+        return Objective(self.family, beta, self.dispersion)
+
+    def with_dispersion(self, dispersion: ArrayLike) -> Objective:
+        """The same with another dispersion, checked."""
+        return Objective(self.family, self.beta, dispersion)
+
+    def __repr__(self) -> str:
+        if not _checks.concrete((self.beta, self.dispersion)) or np.ndim(self.beta):
+            return f"Objective({self.family!r}, beta={self.beta}, dispersion={self.dispersion})"
+        phi = np.asarray(self.dispersion)
+        shown = f"{float(phi):g}" if phi.ndim == 0 else f"{phi.min():g} to {phi.max():g}"
+        fixed = (
+            self.family.fixed_dispersion is not None and phi.ndim == 0 and float(phi) == self.family.fixed_dispersion
+        )
+        return f"Objective({self.family!r}, beta={float(self.beta):g}{'' if fixed else f', dispersion={shown}'})"
+
+
+def as_objective(value: Any, name: str = "objective") -> Objective:
+    """An objective as it is; a bare family stands for ``Objective(family)``."""
+    if isinstance(value, Objective):
+        return value
+    if not isinstance(value, Family):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected an Objective, or a family such as Bernoulli(), got {got}")
+    return Objective(value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, init=False, repr=False)
+class Affine:
+    """An affine decoder, eta = W z + b + B' covariates.
+
+    Args:
+        loadings: W, (d, kappa); kappa may be 0, the intercept-only GLM.
+        intercept: b, (d,).
+        coefficients: B, (p, d), of known covariates; None without.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite.
+        TypeError: not numbers.
+
+    Example:
+        >>> from glmvae import Affine
+        >>> decoder = Affine([[1.0], [2.0]], [0.0, 1.0])
+        >>> print(decoder([3.0]))
+        [3. 7.]
+    """
+
+    loadings: Float[Array, "d k"]
+    intercept: Float[Array, " d"]
+    coefficients: Float[Array, "p d"] | None
+
+    def __init__(self, loadings: ArrayLike, intercept: ArrayLike, coefficients: ArrayLike | None = None) -> None:
+        loadings = _checks.matrix(loadings, "loadings", empty_columns=True)
+        intercept = _checks.vector(intercept, "intercept", loadings.shape[0])
+        if coefficients is not None:
+            coefficients = _checks.matrix(coefficients, "coefficients", columns=loadings.shape[0])
+        for name, value in zip(_AFFINE, (loadings, intercept, coefficients), strict=True):
+            object.__setattr__(self, name, value)
+
+    @property
+    def num_covariates(self) -> int:
+        """p, 0 without."""
+        return 0 if self.coefficients is None else self.coefficients.shape[-2]
+
+    @property
+    def latent_dim(self) -> int:
+        """kappa."""
+        return self.loadings.shape[-1]
+
+    def __call__(self, z: ArrayLike, covariates: ArrayLike | None = None) -> Float[Array, "*n d"]:
+        """eta of a latent vector (kappa,), or of rows of them (N, kappa) with their covariates (N, p)."""
+        eta = jnp.asarray(z) @ self.loadings.T
+        eta = eta + (self.intercept if eta.ndim == 1 else self.intercept[None])
+        return eta if self.coefficients is None or covariates is None else eta + covariates @ self.coefficients
+
+    def __repr__(self) -> str:
+        d, k = np.shape(self.loadings)[-2:]
+        also = "" if self.coefficients is None else f", {self.num_covariates} covariates"
+        return f"Affine({d} columns, {k} latent units{also})"
+
+
+_AFFINE = ("loadings", "intercept", "coefficients")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, init=False, repr=False)
+class AffineModel:
+    """A decoder and what it is for.
+
+    Args:
+        decoder: an :class:`Affine`.
+        objective: an :class:`Objective`, or a family that fixes its dispersion.
+
+    Raises:
+        ValueError: an objective for another number of columns.
+        TypeError: other objects.
+
+    Example:
+        >>> from glmvae import Affine, AffineModel
+        >>> from glmvae.families import Poisson
+        >>> model = AffineModel(Affine([[1.0]], [0.0]), Poisson())
+        >>> model.with_beta(2.0)
+        AffineModel(Affine(1 columns, 1 latent units), Objective(Poisson(), beta=2))
+    """
+
+    decoder: Affine
+    objective: Objective
+
+    def __init__(self, decoder: Affine, objective: Objective | Family) -> None:
+        if not isinstance(decoder, Affine):
+            raise TypeError(f"decoder: expected an Affine(loadings, intercept), got {type(decoder).__name__}")
+        objective = as_objective(objective)
+        columns = decoder.loadings.shape[0]
+        _checks.columns_of(columns, objective.family, "decoder.loadings")
+        if jnp.ndim(objective.dispersion) == 1 and jnp.shape(objective.dispersion) != (columns,):
+            raise ValueError(
+                f"dispersion: expected a scalar or shape ({columns},), got {jnp.shape(objective.dispersion)}"
+            )
+        object.__setattr__(self, "decoder", decoder)
+        object.__setattr__(self, "objective", objective)
+
+    @property
+    def model(self) -> AffineModel:
+        """Itself, as results have theirs."""
+        return self
+
+    @property
+    def loadings(self) -> Array:
+        """W, (d, kappa)."""
+        return self.decoder.loadings
+
+    @property
+    def intercept(self) -> Array:
+        """b, (d,)."""
+        return self.decoder.intercept
+
+    @property
+    def coefficients(self) -> Array | None:
+        """B, (p, d)."""
+        return self.decoder.coefficients
+
+    @property
+    def family(self) -> Family:
+        """The observation model."""
+        return self.objective.family
+
+    @property
+    def beta(self) -> Array:
+        """Weight of the KL divergence."""
+        return self.objective.beta
+
+    @property
+    def dispersion(self) -> Array:
+        """phi, a scalar or (d,)."""
+        return self.objective.dispersion
+
+    def with_beta(self, beta: ArrayLike) -> AffineModel:
+        """The same decoder for another beta, checked."""
+        return AffineModel(self.decoder, self.objective.with_beta(beta))
+
+    def with_dispersion(self, dispersion: ArrayLike) -> AffineModel:
+        """The same decoder for another dispersion, checked."""
+        return AffineModel(self.decoder, self.objective.with_dispersion(dispersion))
+
+    def __repr__(self) -> str:
+        return f"AffineModel({self.decoder!r}, {self.objective!r})"
+
+
+_rebuilt(Objective, ("family", "beta", "dispersion"))
+_rebuilt(Affine, _AFFINE)
+_rebuilt(AffineModel, ("decoder", "objective"))
+
+
+def as_model(value: Any, name: str = "model") -> AffineModel:
+    """An :class:`AffineModel`, or that of a result that has a ``.model``."""
+    model = getattr(value, "model", None)
+    if not isinstance(model, AffineModel):
+        raise TypeError(f"{name}: expected an AffineModel or a result such as fit returns, got {type(value).__name__}")
+    return model
+
+
+class Posterior(NamedTuple):
+    """q(z | x) = N(mean, covariance), row by row.
+
+    Fields:
+        mean: mu_z, (N, kappa); kappa may be 0.
+        covariance: Sigma_z, (N, kappa, kappa), or (1, kappa, kappa) where the rows share it.
+    """
+
+    mean: Float[Array, "n k"]
+    covariance: Float[Array, "m k k"]
+
+
+def as_posterior(value: Any, latent_dim: int | None = None, num_rows: int | None = None) -> Posterior:
+    """A posterior, checked.
+
+    Raises:
+        TypeError: no posterior.
+        ValueError: shapes that do not fit, values that are not finite; it names the part.
+    """
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"posterior: expected a Posterior(mean, covariance), got {type(value).__name__}")
+    mean = _checks.matrix(value[0], "posterior.mean", rows=num_rows, columns=latent_dim, empty_columns=True)
+    covariance = _checks.finite(_checks.numeric(value[1], "posterior.covariance"), "posterior.covariance")
+    n, k = mean.shape
+    if covariance.shape not in ((1, k, k), (n, k, k)):
+        advice = "; one for all rows is covariance[None]" if covariance.shape == (k, k) else ""
+        raise ValueError(
+            f"posterior.covariance: expected shape {(n, k, k)} or {(1, k, k)}, got shape {covariance.shape}{advice}"
+        )
+    return Posterior(mean, covariance)
+
+
+def kl_divergence(posterior: Posterior) -> Float[Array, " n"]:
+    """KL(N(mu_z, Sigma_z) || N(0, I)) of every row, in nats (24).
+
+        1/2 (tr Sigma_z - log |Sigma_z| + |mu_z|^2 - kappa)
+
+    Args:
+        posterior: means (N, kappa) and covariance (N, kappa, kappa) or (1, kappa, kappa).
+
+    Returns:
+        (N,); NaN where a covariance is not positive definite.
+
+    Raises:
+        ValueError, TypeError: not a posterior, shapes that do not fit, values that are not finite.
+
+    Exactness: exact.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from glmvae import Posterior, kl_divergence
+        >>> print(kl_divergence(Posterior(jnp.array([[0.0, 2.0]]), jnp.eye(2)[None])))
+        [2.]
+    """
+    return kl_of(as_posterior(posterior))
+
+
+@jax.jit
+def kl_of(posterior: Posterior) -> Float[Array, " n"]:
+    """:func:`kl_divergence` of a posterior already checked."""
+    if posterior.mean.shape[-1] == 0:
+        return jnp.zeros(posterior.mean.shape[0], posterior.mean.dtype)
+    cholesky = jnp.linalg.cholesky(posterior.covariance)
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=-2, axis2=-1)), axis=-1)
+    return gaussian_kl(posterior.mean, jnp.trace(posterior.covariance, axis1=-2, axis2=-1), log_det)
+
+
+def gaussian_kl(mean: Float[Array, "n k"], trace: Array, log_det: Array) -> Float[Array, " n"]:
+    """KL(N(mean, Sigma) || N(0, I)) from the trace and the log-determinant of Sigma (24)."""
+    return 0.5 * (trace - log_det + jnp.sum(mean**2, axis=-1) - mean.shape[-1])
+
+
+def upper_triangle(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and column index of the upper triangle, and where in it each entry of the full matrix lies."""
+    upper = np.triu_indices(size)
+    where = np.zeros((size, size), int)
+    where[upper] = np.arange(len(upper[0]))
+    where = np.maximum(where, where.T)
+    return upper[0], upper[1], where
+
+
+def predictor_moments(decoder: Affine, rows: Rows, posterior: Posterior) -> tuple[Array, Array]:
+    """Mean (N, d) and variance, (N, d) or (1, d), of eta = W z + b + B' covariates + offset under a row's posterior."""
+    first, second, _ = upper_triangle(decoder.latent_dim)
+    share = jnp.asarray(np.where(first == second, 0.5, 1.0), posterior.mean.dtype)
+    mean = posterior.mean @ decoder.loadings.T + fixed_predictor(decoder, rows)
+    products = decoder.loadings[:, first] * decoder.loadings[:, second] * share[None]
+    both = (
+        posterior.covariance[:, first, second] + posterior.covariance[:, second, first]
+    )  # so that gradients are symmetric
+    return mean, jnp.maximum(both @ products.T, 0.0)
+
+
+def fixed_predictor(decoder: Affine, rows: Rows) -> Array:
+    """What of eta does not depend on z: b + B' covariates + offset, (1, d) or (N, d)."""
+    eta = decoder.intercept[None]
+    if decoder.coefficients is not None:
+        eta = eta + rows.covariates @ decoder.coefficients
+    return eta if rows.offset is None else eta + rows.offset

@@ -1,0 +1,112 @@
+"""The expansion averaged over rows, one quadratic a column, from moments; and what covariates explain of it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from glmvae import _checks
+from glmvae.decomposition import one_thread
+from glmvae.expansion import working_response, working_weight
+from glmvae.families import Family
+from glmvae.residuals import is_bounded
+from glmvae.statistics import Covariates, Moments
+
+# Rounding units of a covariance, times the number of covariates, that each of them has to have of its own.
+_OWN = 64
+
+
+class Quadratic(NamedTuple):
+    """The mean over rows of sum_j [constant_j - weight_j (y_j - eta_j)^2 / 2], y_j affine in x_j; all (d,).
+
+    Fields:
+        weight: w.
+        response: y at the mean of x.
+        slope: dy / dx.
+        constant: the rest, the mean of w y^2 / 2 in it.
+    """
+
+    weight: Float[Array, " d"]
+    response: Float[Array, " d"]
+    slope: Float[Array, " d"]
+    constant: Float[Array, " d"]
+
+
+@jax.jit
+def expanded(data: Moments, family: Family, eta0: Float[Array, " d"], phi: Array) -> Quadratic:
+    """The expansion at eta0, or at the offset of each row where the moments are those of working residuals."""
+    residual = data.at_offset is not None
+
+    def of(member: Family, *parts: Array) -> Quadratic:
+        mean, variance, statistic, at_offset, eta0, phi = parts
+        slope = jnp.broadcast_to(1 / member.mean_derivative(eta0), mean.shape)
+        weight = jnp.broadcast_to(working_weight(member, eta0, phi), mean.shape)
+        if not (residual and is_bounded(member)):
+            constant = member.expansion_constant(mean, variance, statistic, eta0, phi)
+            response = mean * slope if residual and member.is_quadratic else working_response(member, mean, eta0)
+        else:
+            response = mean * slope
+            base = at_offset / phi + member.log_base_measure_from(statistic, phi)
+            constant = base + 0.5 * weight * (slope**2 * variance + response**2)
+        return Quadratic(weight, response, slope, jnp.broadcast_to(constant, mean.shape))
+
+    zero = jnp.zeros_like(data.mean)
+    statistic = zero if data.base_statistic is None else data.base_statistic
+    at_offset = zero if data.at_offset is None else data.at_offset
+    return family.by_member(of, data.mean, jnp.diagonal(data.covariance), statistic, at_offset, eta0, phi)
+
+
+def least_squares(covariates: Covariates) -> Float[Array, "p d"]:
+    """The coefficients of x on known covariates, from their moments; of concrete ones in double precision.
+
+    Raises:
+        ValueError: a covariate that does not vary, or that the others determine up to rounding; it names the column.
+    """
+    if not _checks.concrete(covariates):
+        return jnp.linalg.solve(covariates.covariance, covariates.cross)
+    dtype = np.asarray(covariates.covariance).dtype
+    spread, cross = (np.asarray(a, np.float64) for a in covariates[1:])
+    scale = np.sqrt(np.diagonal(spread))
+    floor = np.finfo(dtype).eps * np.abs(np.asarray(covariates.mean, np.float64))
+    if (still := scale <= floor).any():
+        raise ValueError(
+            f"covariates: column {int(np.argmax(still))} does not vary, the intercept stands for it; leave it out"
+        )
+    _check_rank(spread / np.outer(scale, scale), dtype)
+    solved = np.linalg.solve(spread / np.outer(scale, scale), cross / scale[:, None]) / scale[:, None]
+    return jnp.asarray(solved.astype(dtype))
+
+
+def _check_rank(correlation: np.ndarray, dtype: np.dtype) -> None:
+    from scipy.linalg import qr
+
+    with one_thread():
+        triangle, order = qr(correlation, mode="r", pivoting=True, check_finite=False)
+    own = np.abs(np.diagonal(triangle))
+    rank = int(np.sum(own > _OWN * len(own) * np.finfo(dtype).eps * own[0]))
+    if rank < len(own):
+        columns = sorted(int(c) for c in order[rank:])
+        raise ValueError(
+            f"covariates: column {columns[-1]} is a linear combination of the others (and the intercept), so {rank} of "
+            f"{len(own)} covariates have coefficients of their own; leave it out"
+        )
+
+
+def residual_covariance(data: Moments, coefficients: ArrayLike | None) -> Any:
+    """The covariance of what the covariates leave of x; of concrete moments a NumPy array in double precision."""
+    concrete = _checks.concrete((data, coefficients))
+
+    def entering(value: Any) -> Any:
+        return np.asarray(value, np.float64) if concrete else value
+
+    covariance = entering(data.covariance)
+    if coefficients is None or data.covariates is None:
+        return covariance
+    explained = entering(data.covariates.cross).T @ entering(coefficients)
+    return covariance - 0.5 * (explained + explained.T)

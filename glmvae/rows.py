@@ -1,0 +1,249 @@
+"""Rows: data in memory with all that differs from row to row.
+
+One rule shapes every field: **its first axis is N, or 1 where the rows share it**. So one function cuts, pads, shards
+and maps whatever rows carry, and nothing about an entry is ever guessed from a shape.
+
+    eta_i = W z_i + b + B' covariates_i + offset_i         trials_ij of a binomial,   missing_ij,   weight_i
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from glmvae import _checks
+from glmvae.families import Family
+
+FIELDS = ("x", "trials", "offset", "covariates", "missing", "weight")
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
+class Rows:
+    """Rows of data and what each brings with it; a pytree, checked when made.
+
+    Args:
+        x: observations, (N, d). Integers and booleans are numbers; a NumPy masked array's mask joins ``missing``. NumPy
+            arrays and memmaps stay where they are and are cast a block at a time.
+        trials: of a ``Binomial(None)``, (N, d), (N, 1) or (1, d), not negative; an entry of 0 trials is missing.
+        offset: added to eta (log exposure, library size): (N,) or (N, 1), one a row; (N, d); or (1, d), one a column.
+        covariates: (N, p), known columns beside the latent ones.
+        missing: (N, d) or (1, d), true where an entry of x is to be ignored, whatever stands there.
+        weight: of the rows in sums and means, (N,), not negative, not all 0. It never changes a row's own result.
+
+    Raises:
+        ValueError: another shape (each says which), no rows, values that are not finite, below 0 where none may be,
+            weights all 0; it names the argument and the first bad index. Values of x are looked at when the rows meet a
+            family, in the first pass over them.
+        TypeError: not numbers, ``missing`` not booleans.
+
+    Example:
+        >>> from glmvae import Rows
+        >>> Rows([[1.0, 2.0], [3.0, 4.0]], offset=[0.5, 1.0])
+        Rows(x=(2, 2), offset=(2, 1))
+    """
+
+    x: Any
+    trials: Any
+    offset: Any
+    covariates: Any
+    missing: Any
+    weight: Any
+
+    def __init__(
+        self,
+        x: ArrayLike,
+        *,
+        trials: ArrayLike | None = None,
+        offset: ArrayLike | None = None,
+        covariates: ArrayLike | None = None,
+        missing: ArrayLike | None = None,
+        weight: ArrayLike | None = None,
+    ) -> None:
+        fields: Any = _fields(x, trials, offset, covariates, missing, weight)
+        for name, value in zip(FIELDS, fields, strict=True):
+            object.__setattr__(self, name, value)
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.x.shape[0]
+
+    @property
+    def num_columns(self) -> int:
+        """d."""
+        return self.x.shape[1]
+
+    @property
+    def num_covariates(self) -> int:
+        """p, 0 without covariates."""
+        return 0 if self.covariates is None else self.covariates.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The precision of what is computed from the rows: that of x if it floats, JAX's default otherwise."""
+        return _checks.compute_dtype(self.x.dtype)
+
+    def map(self, f: Callable[[Any], Any]) -> Rows:
+        """The rows with f of every field that is there."""
+        fields = [getattr(self, name) for name in FIELDS]
+        return Rows.tree_unflatten(None, [None if value is None else f(value) for value in fields])
+
+    def replace(self, **fields: Any) -> Rows:
+        """The rows with other fields, unchecked."""
+        return Rows.tree_unflatten(None, [fields.get(name, getattr(self, name)) for name in FIELDS])
+
+    def tree_flatten(self) -> tuple[list[Any], None]:
+        """The fields, for JAX."""
+        return [getattr(self, name) for name in FIELDS], None
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], None]:
+        """The fields with their names, for JAX."""
+        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in FIELDS], None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, fields: Any) -> Rows:
+        """Rebuilt from leaves, without a check."""
+        rows = object.__new__(cls)
+        for name, value in zip(FIELDS, fields, strict=True):
+            object.__setattr__(rows, name, value)
+        return rows
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={np.shape(v)}" for name in FIELDS if (v := getattr(self, name)) is not None]
+        return f"Rows({', '.join(parts)})"
+
+
+def _fields(x: Any, trials: Any, offset: Any, covariates: Any, missing: Any, weight: Any) -> tuple[Any, ...]:
+    """The fields, checked."""
+    x, missing = _data(x, missing)
+    n, d = x.shape
+    trials, missing = _trials(trials, missing, n, d)
+    offset = _offset(offset, missing, n, d)
+    if covariates is not None:
+        covariates = _checks.array(covariates, "covariates")
+        if covariates.ndim != 2 or covariates.shape[0] not in (1, n):
+            raise ValueError(f"covariates: expected shape ({n}, p), got shape {covariates.shape}")
+        _checks.finite(covariates, "covariates")
+    if weight is not None:
+        weight = _checks.array(weight, "weight")
+        if weight.shape != (n,):
+            raise ValueError(f"weight: expected shape ({n},), one a row, got shape {weight.shape}")
+        _checks.not_negative(weight, "weight")
+        if _checks.concrete(weight) and not np.any(np.asarray(weight) > 0):
+            raise ValueError("weight: expected a positive sum, got 0")
+    return x, trials, offset, covariates, missing, weight
+
+
+def _data(x: Any, missing: Any) -> tuple[Any, Any]:
+    """The matrix x, and what is missing of it."""
+    mask = None
+    if isinstance(x, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(x)
+        x = x.data
+    x = _checks.array(x, "x")
+    _checks.two_dimensional(x, "x")
+    if missing is not None:
+        missing = _checks.array(missing, "missing", kinds="b")
+        if missing.shape not in (x.shape, (1, x.shape[1])):
+            raise ValueError(f"missing: expected shape {x.shape} or (1, {x.shape[1]}), got shape {missing.shape}")
+    if mask is not None and mask.any():
+        missing = mask if missing is None else missing | mask
+    return x, missing
+
+
+def _trials(trials: Any, missing: Any, n: int, d: int) -> tuple[Any, Any]:
+    """Trials of at least 1, and what is missing for want of any."""
+    if trials is None:
+        return None, missing
+    trials = _checks.array(trials, "trials")
+    if trials.shape not in ((n, d), (1, d), (n, 1)):
+        raise ValueError(f"trials: expected shape ({n}, {d}), (1, {d}) or ({n}, 1), got shape {trials.shape}")
+    _checks.not_negative(trials, "trials")
+    if _checks.concrete(trials) and np.all(np.asarray(trials) > 0):
+        return trials, missing
+    numpy = np if isinstance(trials, np.ndarray) else jnp
+    none = numpy.broadcast_to(trials == 0, (n, d))
+    return numpy.where(trials == 0, 1, trials), none if missing is None else none | missing
+
+
+def _offset(offset: Any, missing: Any, n: int, d: int) -> Any:
+    """(N, 1), (N, d) or (1, d)."""
+    if offset is None:
+        return None
+    offset = _checks.array(offset, "offset")
+    if offset.shape == (n,):
+        offset = offset[:, None]
+    if offset.ndim != 2 or offset.shape not in ((n, 1), (n, d), (1, d)):
+        advice = ""
+        if offset.shape == (d,):
+            advice = "; for one a column, offset[None]"
+        raise ValueError(
+            f"offset: expected shape ({n},) or ({n}, 1), one a row, ({n}, {d}), or (1, {d}), one a column, "
+            f"got shape {offset.shape}{advice}"
+        )
+    if missing is not None and _checks.concrete((offset, missing)):  # nothing is asked of what is not looked at
+        full = np.broadcast_to(np.asarray(offset), (n, d))
+        if not np.isfinite(full).all():
+            offset = np.where(np.asarray(missing), np.zeros((), offset.dtype), full)
+    _checks.finite(offset, "offset")
+    return offset
+
+
+def as_rows(x: Any) -> Rows:
+    """Rows as they are, or made of a matrix."""
+    return x if isinstance(x, Rows) else Rows(x)
+
+
+def check_rows(rows: Rows, family: Family, num_covariates: int | None = None, name: str = "x") -> None:
+    """The rows bring what the family (and the decoder) need, no less and no more; shapes only.
+
+    Raises:
+        ValueError: it names the field that is missing or has no use, and another number of columns.
+    """
+    if family.columns not in (None, rows.num_columns):
+        raise ValueError(
+            f"{name}: expected {family.columns} columns, the number {family!r} is for, got shape {rows.x.shape}"
+        )
+    if family.needs_trials and rows.trials is None:
+        raise ValueError(f"{name}: {family!r} has its trials from the rows: Rows(x, trials=...), got none")
+    if rows.trials is not None and not family.needs_trials:
+        raise ValueError(f"trials: {family!r} takes none from the rows; Binomial(None) does")
+    if num_covariates is not None and rows.num_covariates != num_covariates:
+        raise ValueError(
+            f"covariates: the decoder has coefficients for {num_covariates}, the rows bring {rows.num_covariates}"
+        )
+
+
+def entered(rows: Rows, family: Family | None, dtype: DTypeLike) -> Rows:
+    """Rows as formulas see them: of one dtype, a weight each, and a value of the support where an entry is missing."""
+
+    out = rows.map(lambda leaf: jnp.asarray(leaf).astype(dtype))
+    if rows.missing is not None:
+        out = out.replace(missing=jnp.asarray(rows.missing))
+    if out.weight is None:
+        out = out.replace(weight=jnp.ones(out.num_rows, dtype))
+    if out.missing is None or family is None:
+        return out
+    filler = family.for_rows(out).mean(jnp.zeros((1, out.num_columns), dtype))
+    fields = {"x": jnp.where(out.missing, filler, out.x)}
+    if out.offset is not None:
+        fields["offset"] = jnp.where(out.missing, 0.0, out.offset)
+    return out.replace(**fields)
+
+
+def observed(rows: Rows, values: Array) -> Array:
+    """The values, 0 where the entry is missing."""
+    return values if rows.missing is None else jnp.where(rows.missing, 0.0, values)
+
+
+def row_sum(rows: Rows, values: Array) -> Array:
+    """The sum over the columns that were observed, (N,)."""
+    return jnp.sum(observed(rows, jnp.broadcast_to(values, rows.x.shape)), axis=-1)

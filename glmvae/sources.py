@@ -1,0 +1,140 @@
+"""Where rows come from: memory, a memmap, an iterator over batches, a function that gives a fresh one.
+
+A source is on the host's side and gives pieces of :class:`~glmvae.rows.Rows`, in order; the loop over rows
+(:mod:`glmvae.blocks`) cuts them further. Another kind, say a folder of compressed files, is one class with
+``num_columns`` and ``pieces()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from glmvae import _checks
+from glmvae.rows import Rows, as_rows
+
+
+class Source:
+    """Rows in pieces. Subclasses give :attr:`num_columns`, :attr:`num_rows`, :attr:`dtype` and :meth:`pieces`.
+
+    Attributes:
+        num_columns: d.
+        num_rows: N, or None where only a pass tells.
+        passes: how often :meth:`pieces` may be called, None for as often as wanted.
+        dtype: the precision to compute in.
+    """
+
+    num_columns: int
+    num_rows: int | None = None
+    passes: int | None = None
+    dtype: np.dtype
+
+    def pieces(self) -> Iterator[Rows]:
+        """The rows from the first on, in pieces of any length."""
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> Rows | None:
+        """All rows at once where they are in memory, else None."""
+        return None
+
+
+class RowsSource(Source):
+    """Rows in memory (or in a memmap, which is read as it is cut)."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.num_rows, self.num_columns, self.dtype = rows.num_rows, rows.num_columns, rows.dtype
+
+    def pieces(self) -> Iterator[Rows]:
+        yield self._rows
+
+    @property
+    def rows(self) -> Rows:
+        return self._rows
+
+
+class BatchSource(Source):
+    """Batches, each an array (n, d) or Rows, from one iterator, or from a function that gives a fresh one.
+
+    Raises:
+        ValueError: no batch, a batch of other columns or that is no matrix (it says which), a second pass over an
+            iterator.
+    """
+
+    def __init__(self, make: Callable[[], Iterable[Any]] | Iterator[Any], name: str = "x") -> None:
+        self._make, self._name = make, name
+        self.passes = 1 if isinstance(make, Iterator) else None
+        self._started = False
+        self._first: Rows | None = None
+        self._iterator = iter(self._open())
+        first = next(self._iterator, None)
+        if first is None:
+            raise ValueError(f"{name}: expected at least one batch of rows, got none")
+        self._first = self._batch(first, 0)
+        self.num_columns, self.dtype = self._first.num_columns, self._first.dtype
+
+    def _open(self) -> Iterable[Any]:
+        if isinstance(self._make, Iterator):
+            return self._make
+        batches = self._make()
+        if not isinstance(batches, Iterable):
+            raise TypeError(f"{self._name}: expected the function to return batches, got {type(batches).__name__}")
+        return batches
+
+    def _batch(self, batch: Any, index: int) -> Rows:
+        try:
+            rows = as_rows(batch)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self._name}: in batch {index}: {error}") from error
+        if index and rows.num_columns != self.num_columns:
+            raise ValueError(
+                f"{self._name}: expected {self.num_columns} columns as in batch 0, "
+                f"got {rows.num_columns} in batch {index}"
+            )
+        return rows
+
+    def pieces(self) -> Iterator[Rows]:
+        if self._started and self.passes == 1:
+            raise ValueError(
+                f"{self._name}: this needs several passes over the rows, an iterator gives one; "
+                "pass an array, a memmap, or a function that returns a fresh iterator"
+            )
+        if self._started:
+            batches: Iterable[Any] = self._open()
+        else:
+            batches, self._started = self._chained(), True
+        for index, batch in enumerate(batches):
+            yield self._batch(batch, index)
+
+    def _chained(self) -> Iterator[Any]:
+        first, self._first = self._first, None
+        yield first
+        yield from self._iterator
+
+
+def as_source(x: Any, name: str = "x", columns: int | None = None) -> Source:
+    """A source of whatever rows may be: an array, :class:`Rows`, a :class:`Source`, an iterator, a function.
+
+    Raises:
+        ValueError, TypeError: as :class:`Rows`; another number of columns than ``columns``.
+    """
+    if isinstance(x, Source):
+        source: Source = x
+    elif isinstance(x, Rows):
+        source = RowsSource(x)
+    elif isinstance(x, Iterator) or (callable(x) and not hasattr(x, "__array__")):
+        source = BatchSource(x, name)
+    else:
+        source = RowsSource(Rows(x))
+    if columns is not None and source.num_columns != columns:
+        shape = "" if source.rows is None else f" (shape {source.rows.x.shape})"
+        raise ValueError(f"{name}: expected {columns} columns, got {source.num_columns}{shape}")
+    return source
+
+
+def concrete(source: Source) -> bool:
+    """Whether the rows can be looked at: no transformation is tracing them."""
+    return source.rows is None or _checks.concrete(source.rows)
