@@ -20,6 +20,7 @@ from glmvae.autoencoder import VAE, as_vae, rows_for
 from glmvae.blocks import per_row
 from glmvae.decoders import elbo_monte_carlo
 from glmvae.elbo import elbo_exact, elbo_quadratic
+from glmvae.families import Family
 from glmvae.model import AffineModel, Posterior, as_model, predictor_moments
 from glmvae.optimum import AffineOptimum, posterior
 from glmvae.rows import Rows, row_sum
@@ -104,8 +105,7 @@ def evaluate(key: Array, vae: VAE, x: Any, *, test: Any = None, num_samples: int
 
 def _measured(key: Array, vae: VAE, source: Source, num_samples: int, name: str = "x") -> tuple[Any, Any, Any, Any]:
     """Mean ELBO, its standard error, the posterior, and what a row counts in means (together 1)."""
-    weight = np.asarray(per_row(_weight, source, family=vae.family, name=name), float)
-    weight = weight / weight.sum()
+    weight = _weights(source, vae.family, name)
     q = vae.encoder(source)
     if vae.affine_decoder:
         elbo, error = elbo_exact(vae, source, q), jnp.zeros(())
@@ -118,6 +118,16 @@ def _measured(key: Array, vae: VAE, source: Source, num_samples: int, name: str 
 def _mean(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The sum of weight times value, over the rows that count."""
     return weight[weight > 0] @ np.asarray(values, float)[weight > 0]
+
+
+def _weights(source: Source, family: Family, name: str = "x") -> np.ndarray:
+    """What a row counts in means, together 1; where data are not ``x`` they are looked at under their name."""
+    rows = source.rows
+    if rows is not None and name == "x":
+        weight = np.ones(rows.num_rows) if rows.weight is None else np.asarray(rows.weight, float)
+    else:
+        weight = np.asarray(per_row(_weight, source, family=family, name=name), float)
+    return weight / weight.sum()
 
 
 def _weight(rows: Rows, _: None) -> tuple[None, Array]:
@@ -176,12 +186,12 @@ def reference(optimum: AffineOptimum, x: Any) -> Reference:
     q = posterior(optimum, source)
     taylor = elbo_quadratic(optimum, source, q, expand_at=eta0)
     exact = elbo_exact(optimum, source, q)
-    weight = np.asarray(per_row(_weight, source), float)
+    weight = _weights(source, model.family)
     lower = upper = np.full((), np.nan)
     if model.family.has_remainder:
         options: dict[str, Any] = {"family": model.family, "num_covariates": model.decoder.num_covariates, "given": q}
         lower, upper = (np.asarray(taylor + end) for end in per_row(_remainder, source, model, eta0, **options))
-    weight, dtype = weight / weight.sum(), np.asarray(exact).dtype
+    dtype = np.asarray(exact).dtype
     values = (np.broadcast_to(np.asarray(value), weight.shape) for value in (taylor, lower, upper, exact))
     with np.errstate(over="ignore"):
         return Reference(*(np.asarray(_mean(weight, value), dtype) for value in values))
