@@ -122,7 +122,8 @@ def test_float32_rows_are_climbed_in_float32_while_x64_is_on():
             assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}, family
     c = case("poisson", "float32")
     r = refine(c.start, c.x, tolerance=1e-4)
-    leaves = [*jax.tree.leaves((r.model, r.posterior, r.encoder)), r.elbo, r.history, r.eigenvalues]
+    parts = (r.model.decoder, r.beta, r.dispersion, r.posterior, r.encoder)
+    leaves = [*jax.tree.leaves(parts), r.elbo, r.history, r.eigenvalues]
     assert {leaf.dtype.name for leaf in leaves} == {"float32"}
     np.testing.assert_allclose(r.elbo, c.elbo(r), rtol=ROUNDING["float32"])
     assert {a.dtype.name for a in best_posterior(r, c.x)} == {"float32"}
