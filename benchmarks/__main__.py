@@ -12,7 +12,20 @@ from typing import Any
 
 import jax
 
-from benchmarks import comparison, first_call, full_size, nets, optimum, packages, problems, refined, report, under_load
+from benchmarks import (
+    comparison,
+    first_call,
+    full_size,
+    nets,
+    optimum,
+    packages,
+    problems,
+    pytorch,
+    refined,
+    report,
+    selection,
+    under_load,
+)
 from benchmarks.problems import Problem
 from benchmarks.reproduce import command as reproduce
 
@@ -24,6 +37,8 @@ PAGES: dict[str, Any] = {
     "refined": refined,
     "nets": nets,
     "comparison": comparison,
+    "selection": selection,
+    "pytorch": pytorch,
     "first-call": first_call,
     "under-load": under_load,
     "full-size": full_size,
@@ -40,7 +55,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "page", nargs="?", choices=PAGES, default="optimum",
         help="optimum (the default): the closed form against training; refined: bounds and the exact optimum beyond "
         "it; nets: three starts of Flax nets, activities over beta, speed; comparison: from a table to factors, a "
-        "held-out score and a plot, beside other libraries; first-call: what a fresh process waits for; under-load: "
+        "held-out score and a plot, beside other libraries; selection: planted numbers of units found; pytorch: "
+        "three starts of a net in PyTorch, where it is installed; first-call: "
+        "what a fresh process waits for; under-load: "
         "the closed form beside busy processes; full-size: the exact optimum of all of MNIST",
     )  # fmt: skip
     parser.add_argument(

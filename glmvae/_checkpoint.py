@@ -6,6 +6,7 @@ can only be compared under the versions of JAX, Flax and optax that it was hashe
 
 from __future__ import annotations
 
+import errno
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,8 @@ def load(path: Path, identity: Identity, like: Any) -> Any:
         OSError: the file cannot be read.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+            raise OSError(errno.EINVAL, "not a regular file")
         content = path.read_bytes()
     except FileNotFoundError:
         return like

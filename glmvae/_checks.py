@@ -10,16 +10,15 @@ import contextlib
 import math
 import operator
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-if TYPE_CHECKING:
-    from glmvae.families import Family
-    from glmvae.rows import Rows
+from glmvae import _frames
 
 # Rows.
 _BLOCK = 1000
@@ -30,12 +29,19 @@ def concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
+def on_host(function: str, **arguments: Any) -> None:
+    """Refuse what a transformation traces, of a function whose loops look at values."""
+    for name, value in arguments.items():
+        if not isinstance(value, Iterator) and not concrete(value):
+            raise TypeError(f"{name}: {function} runs on the host, not under a transformation such as jit")
+
+
 def at_once() -> contextlib.AbstractContextManager:
     """A context in which what is done to concrete values is done now, inside somebody's jit too.
 
     Elsewhere it is none at all: in it a program that is traced would compile its constants one by one.
     """
-    inside = isinstance(jnp.zeros(()), jax.core.Tracer)
+    inside = isinstance(jax.device_put(0.0), jax.core.Tracer)
     return jax.ensure_compile_time_eval() if inside else contextlib.nullcontext()
 
 
@@ -48,15 +54,20 @@ def compute_dtype(dtype: Any) -> np.dtype:
 
 
 def array(value: Any, name: str, kinds: str = "fiub") -> Any:
-    """A NumPy or JAX array of real numbers as it is: no copy, no cast."""
+    """A NumPy or JAX array of real numbers as it is: no copy, no cast. Of a table the values of its columns."""
     if isinstance(value, jax.Array):
         kind = "b" if value.dtype == bool else "f" if jnp.issubdtype(value.dtype, jnp.floating) else value.dtype.kind
     else:
         _refuse_foreign(value, name)
         try:
-            value = np.asarray(value)
+            value = _frames.values_of(value, name) if _frames.is_table(value) else np.asarray(value)
         except ValueError as error:
-            raise TypeError(f"{name}: expected an array of numbers, got rows of unequal length") from error
+            what = type(value).__name__ if hasattr(value, "_fields") else "rows of unequal length"
+            raise TypeError(f"{name}: expected an array of numbers, got {what}") from error
+        if value.dtype.kind == "O" and not value.ndim:  # one object of some other kind, a loader of batches perhaps
+            what, is_loader = type(value.item()).__name__, hasattr(value.item(), "__iter__")
+            batches = "; batches go in as an iterator, or as a function that returns one" if is_loader else ""
+            raise TypeError(f"{name}: expected an array of numbers, got {what}{batches}")
         kind = value.dtype.kind
     if kind not in kinds:
         what = "booleans" if kinds == "b" else "numbers"
@@ -75,6 +86,16 @@ def _refuse_foreign(value: Any, name: str) -> None:
         )
     if value is None or isinstance(value, str | bytes | dict | set) or callable(value):
         raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__}")
+    _refuse_masked(value, name)
+
+
+def _refuse_masked(value: Any, name: str) -> None:
+    """A mask says that entries are missing, which is known of x alone."""
+    if np.ma.is_masked(value):
+        raise TypeError(
+            f"{name}: expected numbers, got a masked array with {np.ma.count_masked(value)} entries masked; only x may "
+            "have missing entries"
+        )
 
 
 def numeric(value: Any, name: str) -> Array:
@@ -88,14 +109,25 @@ def numeric(value: Any, name: str) -> Array:
     return jnp.asarray(value, compute_dtype(value.dtype))
 
 
-def family(value: Any, name: str = "family") -> None:
-    """An observation model, made (``Bernoulli()``) and not only named (``Bernoulli``)."""
-    from glmvae.families import Family
+def refuse_first(
+    x: np.ndarray, bad: np.ndarray, origin: tuple[int, ...], name: str, column_names: tuple[str, ...] | None = None
+) -> None:
+    """Raise for the first entry that is no finite number."""
+    value, where = first_bad(x, bad, origin, column_names)
+    advice = "; what is missing goes in as Rows(x, missing=...)" if column_names and np.isnan(value) else ""
+    held = f" that {compute_dtype(x.dtype)} can hold" if np.isfinite(value) else ""
+    raise ValueError(f"{name}: expected finite numbers{held}, got {value:g}{where}{advice}")
 
-    if not isinstance(value, Family):
-        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        advice = "; pass its .family" if isinstance(getattr(value, "family", None), Family) else ""
-        raise TypeError(f"{name}: expected a family such as Bernoulli(), got {got}{advice}")
+
+def first_bad(
+    x: np.ndarray, bad: np.ndarray, origin: tuple[int, ...], column_names: tuple[str, ...] | None = None
+) -> tuple[Any, str]:
+    """The first bad value, and the words that say where it stands."""
+    if not bad.ndim:
+        return x[()], ""
+    index = np.argwhere(bad)[0]
+    where = f" at {[int(i) + o for i, o in zip(index, origin, strict=True)]}"
+    return x[tuple(index)], where + _frames.shown(int(index[-1]), column_names)
 
 
 def first_index(bad: Any) -> str:
@@ -108,68 +140,19 @@ def _first_value(value: Any, bad: Any) -> str:
 
 
 def finite(value: Any, name: str) -> Any:
-    """The array, every entry of which is finite; looked at a block of rows at a time."""
+    """The array, every entry of which is finite, in the precision in use too; looked at a block of rows at a time."""
     if not concrete(value):
         return value
     host = np.asarray(value)
+    narrower = host.dtype.kind == "f" and host.dtype.itemsize > compute_dtype(host.dtype).itemsize
     for start in range(0, max(len(host) if host.ndim else 1, 1), _BLOCK):
         part = host[start : start + _BLOCK] if host.ndim else host
-        bad = ~np.isfinite(part)
+        bad = np.abs(part) > np.finfo(compute_dtype(host.dtype)).max if narrower else ~np.isfinite(part)
+        bad |= np.isnan(part)
         if np.any(bad):
             origin = (start, *(0,) * (bad.ndim - 1)) if bad.ndim else ()
-            _refuse_first(part, bad, None, origin, name)
+            refuse_first(part, bad, origin, name)
     return value
-
-
-def in_support(x: Array, family: Family, name: str) -> Array:
-    """x, every entry of which the family can produce (or read as a proportion)."""
-    if not concrete((x, family)):
-        return finite(x, name)
-    if x.ndim:
-        columns_of(x.shape[-1], family, name)
-    with at_once():
-        bad = ~np.asarray(family.support.contains(x))
-    if bad.any():
-        finite(x, name)
-        _refuse_first(np.asarray(x), bad, family, (0,) * bad.ndim, name)
-    return x
-
-
-def _refuse_first(x: np.ndarray, bad: np.ndarray, family: Family | None, origin: tuple[int, ...], name: str) -> None:
-    index: Any = np.argwhere(bad)[0] if bad.ndim else ()
-    value: Any = x[tuple(index)]
-    where = f" at {[int(i) + o for i, o in zip(index, origin, strict=True)]}" if bad.ndim else ""
-    if family is None or not np.isfinite(value):
-        raise ValueError(f"{name}: expected finite numbers, got {value:g}{where}")
-    member = family.of_column(int(index[-1])) if bad.ndim else family
-    raise ValueError(f"{name}: expected values in the support {member.support} of {member!r}, got {value:g}{where}")
-
-
-def refuse_entry(rows: Rows, family: Family | None, first_row: int, name: str) -> None:
-    """Raise for the first entry of some rows that is not finite or out of the support."""
-    from glmvae.blocks import inside
-
-    with at_once():
-        bad = ~np.asarray(inside(rows.map(jnp.asarray), family))
-    if bad.any():
-        _refuse_first(np.asarray(rows.x), bad, family, (first_row, 0), name)
-
-
-def look_at(rows: Rows, family: Family | None, name: str) -> None:
-    """Raise for the first entry that is not finite or out of the support, where the family can be looked at."""
-    if concrete(family):
-        for start in range(0, rows.num_rows, _BLOCK):
-            refuse_entry(_part(rows, slice(start, start + _BLOCK)), family, start, name)
-
-
-def _part(rows: Rows, part: slice) -> Rows:
-    return rows.map(lambda leaf: leaf if leaf.shape[0] != rows.num_rows else leaf[part])
-
-
-def columns_of(columns: int, family: Family, name: str) -> None:
-    """The family is for that number of columns."""
-    if family.columns not in (None, columns):
-        raise ValueError(f"{name}: expected {family.columns} columns, the number {family!r} is for, got {columns}")
 
 
 def columns_of_optimum(expected: int, columns: int, name: str) -> None:
@@ -193,8 +176,9 @@ def matrix(
 def two_dimensional(value: Any, name: str, *, empty_columns: bool = False) -> Any:
     """An array (rows, columns) that is not empty."""
     if value.ndim != 2:
-        batches = "; a list of batches goes in as iter(list)" if value.ndim == 3 else ""
-        raise ValueError(f"{name}: expected 2 dimensions (rows, columns), got shape {value.shape}{batches}")
+        hints = {1: f"; one row goes in as {name}[None]", 3: "; a list of batches goes in as iter(list)"}
+        hint = hints.get(value.ndim, "")
+        raise ValueError(f"{name}: expected 2 dimensions (rows, columns), got shape {value.shape}{hint}")
     if not value.shape[0] or not (value.shape[1] or empty_columns):
         raise ValueError(f"{name}: expected at least one row and one column, got shape {value.shape}")
     return value
@@ -242,6 +226,7 @@ def latent_dim(value: Any, number: int, name: str = "latent_dim", of: str = "col
 def _numbers(value: Any, name: str) -> np.ndarray | None:
     if not concrete(value):
         return None
+    _refuse_masked(value, name)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
@@ -278,7 +263,7 @@ def positive(
     _refuse(array, ~(np.isfinite(array) & (array > 0)), name, "a positive finite number")
     with at_once(), np.errstate(over="ignore", under="ignore"):
         if dtype is not None:
-            result = jnp.asarray(array.astype(dtype))
+            result = jax.device_put(array.astype(dtype))
         else:
             result = jnp.asarray(float(array)) if not array.ndim else jnp.asarray(array, compute_dtype(array.dtype))
         rounded = np.asarray(result)
@@ -294,9 +279,10 @@ def at_least(value: Any, least: float, name: str) -> None:
         return
     _refuse_matrix(array, name)
     _refuse(array, ~(np.isfinite(array) & (array >= least)), name, f"a finite number of at least {least:g}")
+    _refuse_unheld(array, name)
 
 
-def not_negative(value: Array, name: str) -> Array:
+def not_negative(value: Any, name: str) -> Any:
     """Finite numbers, none below 0."""
     finite(value, name)
     if concrete(value):
@@ -312,6 +298,15 @@ def positive_each(value: Any, name: str) -> None:
         return
     _refuse_matrix(array, name)
     _refuse(array, ~(np.isfinite(array) & (array > 0)), name, "a positive finite number")
+    _refuse_unheld(array, name)
+
+
+def _refuse_unheld(array: np.ndarray, name: str) -> None:
+    """Numbers that overflow the precision in use, or underflow it."""
+    numbers = np.finfo(compute_dtype(array.dtype))
+    size = np.abs(array)
+    bad = ((size < numbers.tiny) & (size > 0)) | (size > numbers.max)
+    _refuse(array, bad, name, f"a number that {numbers.dtype} can hold")
 
 
 def _refuse_matrix(array: np.ndarray, name: str) -> None:
@@ -332,3 +327,4 @@ def nonzero_scalar(value: Any, name: str) -> None:
         return
     if array.ndim or not math.isfinite(array) or array == 0:
         raise ValueError(f"{name}: expected a finite scalar other than 0, got {value!r}")
+    _refuse_unheld(array, name)

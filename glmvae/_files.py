@@ -7,6 +7,7 @@ them: a flipped bit anywhere, or a missing end, is told from a file of somebody 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -27,7 +28,7 @@ _DIGEST = 32  # hexadecimal digits
 def located(path: str | os.PathLike[str], name: str) -> Path:
     """The file that a path means: ``~`` is expanded, and a symbolic link is followed, not replaced."""
     try:
-        return Path(os.path.realpath(Path(path).expanduser()))
+        return Path(os.path.realpath(os.path.expanduser(Path(path))))
     except TypeError as error:
         raise TypeError(f"{name}: expected a path, got {type(path).__name__}") from error
 
@@ -95,11 +96,11 @@ def rehearse(path: Path, content: bytes) -> None:
         OSError: no such folder, not allowed, no room, not a file that can be replaced.
     """
     if path.is_dir():
-        raise IsADirectoryError(21, "is a folder", str(path))
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     if path.exists() and not path.is_file():
-        raise OSError(22, "is not a regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     if path.exists() and not os.access(path, os.W_OK):
-        raise PermissionError(13, "may not be written", str(path))
+        raise PermissionError(errno.EACCES, "may not be written", str(path))
     _written_beside(path, content).unlink()
 
 

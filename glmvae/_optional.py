@@ -14,12 +14,13 @@ _PACKAGES = {
 }
 
 
-def optional(module: str, needed_by: str) -> Any:
+def optional(module: str, needed_by: str, extra: str | None = None) -> Any:
     """A module of an optional package.
 
     Args:
         module: its name, such as ``"matplotlib.pyplot"``.
         needed_by: who needs it, the beginning of the advice.
+        extra: the extra to advise, where it is not the usual one of the package.
 
     Raises:
         ImportError: it is not installed; the error says which extra has it.
@@ -27,6 +28,6 @@ def optional(module: str, needed_by: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        extra, package = _PACKAGES[module.partition(".")[0]]
-        advice = f'{needed_by} needs {package}, which is optional: pip install "glmvae[{extra}]"'
+        usual, package = _PACKAGES[module.partition(".")[0]]
+        advice = f'{needed_by} needs {package}, which is optional: pip install "glmvae[{extra or usual}]"'
         raise ImportError(advice) from error

@@ -25,6 +25,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from glmvae import _checks
+from glmvae._lost_digits import warn_of_lost_digits
+from glmvae.entries import all_inside, inside, look_at, refuse_entry
 from glmvae.families import Family
 from glmvae.rows import Rows, check_rows, entered
 from glmvae.sources import Source, concrete
@@ -83,7 +85,7 @@ def sweep(
     add: Callable | None = None,
     size: int | None = None,
     compiled: bool = True,
-    origin: Callable[[Rows], np.ndarray | None] | None = None,
+    on_host: Function | None = None,
     name: str = "x",
 ) -> Any:
     """One pass of f over all rows.
@@ -100,8 +102,7 @@ def sweep(
         add: of two summands; the sum of all leaves where it is None.
         size: rows of a full block.
         compiled: f is compiled, once for each padded size; otherwise it runs as it is, operation by operation.
-        origin: of the first piece, a point (d,) or None. Where there is one, ``old`` is x less that point, taken in
-            double precision before the cast. Not for traced rows.
+        on_host: what stands in for f, uncompiled, where rows lie on the host: it gets them as they come, not cast.
 
     Returns:
         The sum, or None where f returns none.
@@ -120,11 +121,13 @@ def sweep(
     run = _program(f, check, dtype) if compiled else _eager(f, check, dtype)
     args = jax.tree.map(lambda leaf: np.asarray(leaf, dtype) if getattr(leaf, "weak_type", False) else leaf, args)
     with _checks.at_once():  # what is concrete stays so, inside somebody's jit too
-        return _pass(run, source, args, family, num_covariates, given, store, add, size, origin, name)
+        plain = None if on_host is None else _plain(on_host, check)
+        return _pass(run, plain, source, args, family, num_covariates, given, store, add, size, name)
 
 
 def _pass(
     run: Callable,
+    plain: Callable | None,
     source: Source,
     args: tuple,
     family: Family | None,
@@ -133,36 +136,37 @@ def _pass(
     store: Store | None,
     add: Callable,
     size: int,
-    origin: Callable[[Rows], np.ndarray | None] | None,
     name: str,
 ) -> Any:
     """The loop itself, on the host."""
-    result, verdicts, first, index, point = None, [], 0, 0, None
+    result, last, verdicts, first, index = None, None, [], 0, 0
     for piece in source.pieces():
         if family is not None:
             check_rows(piece, family, num_covariates, name)
-        if origin is not None and index == 0:
-            point = origin(piece)
+        here = plain if plain is not None and _lies_on_host(piece.x) else run
         _check_given(given, first + piece.num_rows, False)
         for start, count, padded in layout(piece.num_rows, size):
             block = Block(index, first + start, count, padded)
             cut = cut_rows(piece, start, count, padded)
             old = store.read(block) if given is None and store is not None else cut_tree(given, block, source.num_rows)
-            old = old if point is None else (cut.x - point).astype(source.dtype)
-            summand, new, valid = run(cut, old, family, args)
+            summand, new, valid = here(cut, old, family, args)
             if store is not None and new is not None:
                 store.write(block, new)
             if valid is not None:
                 verdicts.append((valid, cut, block))
-            result = summand if result is None else add(result, summand)
+                if index == 0 and here is run:  # what stays on the host is centred before it is cast
+                    warn_of_lost_digits(piece.x, common_dtype(source, args), name)
+            # The one before is added while this one is computed.
+            result, last = last if result is None else add(result, last), summand
             index += 1
         first += piece.num_rows
         if source.rows is None:
-            _judge(verdicts, family, name)
+            _judge(verdicts, family, name, source.column_names)
             verdicts = []
-    _judge(verdicts, family, name)
+    _judge(verdicts, family, name, source.column_names)
     _check_given(given, first, True)
-    return result
+    result = last if result is None else add(result, last)
+    return jax.device_put(result) if add is _add else result
 
 
 def _check_given(given: Any, num_rows: int, last: bool) -> None:
@@ -197,6 +201,18 @@ def _eager(f: Function, check: Any, dtype: Any) -> Callable:
     return run
 
 
+def _plain(f: Function, check: Any) -> Callable:
+    def run(rows: Rows, old: Any, family: Family | None, args: tuple) -> tuple[Any, ...]:
+        out = f(rows, old, *args)
+        return *out, check(rows, family, out[0]) if callable(check) else None
+
+    return run
+
+
+def _lies_on_host(leaf: Any) -> bool:
+    return not isinstance(leaf, Array) or next(iter(leaf.devices())).platform == "cpu"
+
+
 def common_dtype(source: Any, args: Any) -> np.dtype:
     """The widest of the precisions of the rows and of what meets them; numbers without one follow."""
     strong = [a.dtype for a in jax.tree.leaves(args) if hasattr(a, "dtype") and not getattr(a, "weak_type", False)]
@@ -213,26 +229,18 @@ def as_dtype(tree: Any, dtype: DTypeLike) -> Any:
     return jax.tree.map(cast, tree)
 
 
-@jax.jit
 def _add(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a, b)
+    """Of results that are there, on the host: it compiles nothing."""
+    numpy: Any = np if _checks.concrete((a, b)) else jnp
+    return jax.tree.map(numpy.add, a, b)
 
 
-def inside(rows: Rows, family: Family | None) -> Array:
-    """Whether each entry is finite and in the support, or missing."""
-    held = jnp.isfinite(rows.x) if family is None else family.for_rows(rows).support.contains(rows.x)
-    return held if rows.missing is None else held | rows.missing
-
-
-def all_inside(rows: Rows, family: Family | None, summand: Any = None) -> Array:
-    """Whether all are."""
-    return jnp.all(inside(rows, family))
-
-
-def _judge(verdicts: list[tuple[Any, Rows, Block]], family: Family | None, name: str) -> None:
+def _judge(
+    verdicts: list[tuple[Any, Rows, Block]], family: Family | None, name: str, column_names: tuple[str, ...] | None
+) -> None:
     for valid, rows, block in verdicts:
         if not bool(valid):
-            _checks.refuse_entry(rows, family, block.start, name)
+            refuse_entry(rows, family, block.start, name, column_names)
 
 
 # Cutting --------------------------------------------------------------------------------------------------
@@ -258,7 +266,7 @@ def cut_tree(tree: Any, block: Block, num_rows: int | None) -> Any:
 def _cut(leaf: Any, num_rows: int | None, start: int, count: int, size: int) -> Any:
     if leaf.shape[0] == 1 and num_rows != 1:  # one for all
         return leaf
-    if isinstance(leaf, Array) and next(iter(leaf.devices())).platform != "cpu":
+    if not _lies_on_host(leaf):
         cut = jax.lax.dynamic_slice_in_dim(leaf, start, count)
         return cut if count == size else jnp.concatenate([cut, jnp.repeat(cut[:1], size - count, axis=0)])
     part = np.asarray(leaf)[start : start + count]
@@ -286,7 +294,7 @@ def _scan(
     if family is not None:
         check_rows(rows, family, options.get("num_covariates", 0), options.get("name", "x"))
     if options.get("check", True) and concrete(source):
-        _checks.look_at(rows, family, options.get("name", "x"))
+        look_at(rows, family, options.get("name", "x"))
     n, given = rows.num_rows, options.get("given")
     size = min(n, options.get("size") or block_size(rows.num_columns))
     dtype = common_dtype(source, args)

@@ -67,13 +67,14 @@ def decomposed(
     if not _checks.concrete(matrix):
         values, vectors, coupling = _traced(jnp.asarray(matrix))
         if noise is not None:
-            values = jnp.where(values > _made_by(noise, jnp.diagonal(matrix), vectors), values, 0.0)
+            made_by_noise = values <= _made_by(noise, jnp.diagonal(matrix), vectors)
+            values = jnp.where(made_by_noise, 0.0, values)  # NaN stays NaN
         return Decomposition(values, vectors, coupling)
     host = np.asarray(matrix)
     found, basis = _on_host(host.astype(np.float64), host.shape[0] if units is None else units, noise)
     dtype = _checks.compute_dtype(host.dtype) if dtype is None else dtype
     with _checks.at_once():
-        return Decomposition(jnp.asarray(found.astype(dtype)), jnp.asarray(basis.astype(dtype)))
+        return Decomposition(jax.device_put(found.astype(dtype)), jax.device_put(basis.astype(dtype)))
 
 
 def signs(vectors: ArrayLike) -> Any:
@@ -89,6 +90,12 @@ def _made_by(eps: float, variance: Any, vectors: Any) -> Any:
     """What noise of eps sqrt(a_ii a_jj) in every entry (i, j) can make of the eigenvalues of these vectors."""
     numpy: Any = np if isinstance(vectors, np.ndarray) else jnp
     return _ROUNDING * len(variance) ** 0.5 * eps * (numpy.maximum(variance, 0.0) @ vectors**2)
+
+
+def noise_beside(variance: np.ndarray, vectors: np.ndarray, eps: float) -> float:
+    """The sum of :func:`_made_by` over all vectors but these."""
+    beside = np.sum(variance * np.maximum(1 - np.sum(vectors**2, axis=1), 0.0))
+    return float(_ROUNDING * len(variance) ** 0.5 * eps * beside)
 
 
 # Concrete -------------------------------------------------------------------------------------------------

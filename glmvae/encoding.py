@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,10 +15,10 @@ from glmvae import _checks
 from glmvae.blocks import per_row
 from glmvae.families import Family
 from glmvae.model import Posterior, as_model
-from glmvae.moment_checks import in_precision
-from glmvae.residuals import brings_residuals, encoder_input
 from glmvae.rows import Rows
 from glmvae.sources import as_source
+from glmvae.statistics.moment_checks import in_precision
+from glmvae.statistics.residuals import brings_residuals, encoder_input
 
 # Posterior means that rounding moves by more than that are worth a word.
 _MOVED = 0.01
@@ -99,7 +100,9 @@ def posterior(optimum: Any, x: Any) -> Posterior:
         family=family,
         num_covariates=model.decoder.num_covariates,
     )
-    return Posterior(mean, jnp.asarray(encoder.covariance)[None])
+    covariance = encoder.covariance
+    numpy: Any = np if _checks.concrete(covariance) else jnp
+    return Posterior(mean, jax.device_put(numpy.asarray(covariance)[None]))
 
 
 def check_optimum(optimum: Any) -> None:

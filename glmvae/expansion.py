@@ -26,10 +26,11 @@ from jaxtyping import Float
 from glmvae import _checks
 from glmvae.blocks import per_row, total
 from glmvae.families import Family
-from glmvae.moment_checks import in_precision
-from glmvae.residuals import with_trials
+from glmvae.families.checks import check_columns, check_family
 from glmvae.rows import Rows, observed
 from glmvae.sources import Source, as_source
+from glmvae.statistics.moment_checks import in_precision
+from glmvae.statistics.residuals import with_trials
 
 
 class Expansion(NamedTuple):
@@ -73,9 +74,9 @@ def expansion_point(expand_at: ArrayLike | str, family: Family, mean: Float[Arra
     """
     if isinstance(expand_at, str):
         if expand_at == "zero":
-            return jnp.zeros_like(mean)
+            return jax.device_put(np.zeros(mean.shape, mean.dtype))
         if expand_at == "null":
-            return _null_predictor(family, mean)
+            return null_predictor(family, mean)
         raise ValueError(f'expand_at: expected "zero", "null" or an array, got {expand_at!r}')
     eta0 = _checks.numeric(expand_at, "expand_at").astype(mean.dtype)
     if eta0.shape not in ((), mean.shape):
@@ -94,7 +95,8 @@ def expansion_point(expand_at: ArrayLike | str, family: Family, mean: Float[Arra
 
 
 @jax.jit
-def _null_predictor(family: Family, mean: Array) -> Array:
+def null_predictor(family: Family, mean: Array) -> Array:
+    """The intercept-only GLM, as one program."""
     return family.null_predictor(mean)
 
 
@@ -109,7 +111,7 @@ def working_weight(family: Family, eta0: Float[Array, "*s"], dispersion: ArrayLi
     return family.natural_parameter_derivative(eta0) * family.mean_derivative(eta0) / dispersion
 
 
-def working_response(family: Family, x: Float[Array, "*n d"], eta0: Float[Array, " d"]) -> Float[Array, "*n d"]:
+def working_response(family: Family, x: Float[Array, "*n d"], eta0: Float[Array, "*m d"]) -> Float[Array, "*n d"]:
     """y = eta0 + (x - mu(eta0)) / mu'(eta0): what IRLS regresses on. At eta0 = 0 the bracket of (12)."""
     return eta0 + (x - family.mean(eta0)) / family.mean_derivative(eta0)
 
@@ -132,7 +134,7 @@ def expand(x: Any, family: Family, *, expand_at: ArrayLike | str = "zero", dispe
 
     Exactness: exact for Gaussian. At ``"zero"`` a lower bound of log p for Bernoulli and binomial at every eta
     (n / 4 is the largest curvature there is); otherwise an approximation whose error
-    :func:`~glmvae.bounds.remainder_bounds` encloses.
+    :func:`~glmvae.elbo.bounds.remainder_bounds` encloses.
 
     Example:
         >>> from glmvae.expansion import expand
@@ -143,16 +145,16 @@ def expand(x: Any, family: Family, *, expand_at: ArrayLike | str = "zero", dispe
 
     Source: equations (12) and (25); McCullagh and Nelder (1989), section 2.5 for the GLM terms.
     """
-    _checks.family(family)
+    check_family(family)
     source = as_source(x)
     columns, dtype = source.num_columns, source.dtype
-    _checks.columns_of(columns, family, "x")
+    check_columns(columns, family, "x")
     phi = _checks.positive(dispersion, "dispersion", columns, dtype=dtype)
     family = in_precision(family, dtype)
     if isinstance(expand_at, str) and expand_at == "null":
         eta0 = null_point(source, family)
     else:
-        eta0 = expansion_point(expand_at, with_trials(family, np.ones((1, columns), dtype)), jnp.zeros(columns, dtype))
+        eta0 = expansion_point(expand_at, with_trials(family, np.ones(columns, dtype)), jnp.zeros(columns, dtype))
     phi = phi[None] if phi.ndim else phi
     result: Expansion = per_row(_expanded, source, eta0[None], phi, family, family=family, num_covariates=None)
     return result

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from glmvae import _checks
 from glmvae.expansion import working_weight
 from glmvae.families import Family
-from glmvae.model import Affine, AffineModel, Posterior, as_model
+from glmvae.model import Affine, AffineModel, Posterior, as_model, require_density
 from glmvae.optimum import Encoder
 
 _MOST_SWEEPS = 500
@@ -66,7 +66,9 @@ def explained_variance(model: Any) -> ExplainedVariance:
         W_jk^2 / (|W_j|^2 + 1 / w_j),      sum_j w_j W_jk^2 / sum_j (w_j |W_j|^2 + 1)
 
     with w the working weights at the intercept: 1 / w_j is what of a working response the decoder leaves to chance, so
-    that every column counts in units of its own noise.
+    that every column counts in units of its own noise. What rows bring is not in it: after an offset o or covariates c
+    the weights are those of a row at o = 0, c = 0, and where the family's depend on eta (all but Gaussian's) a typical
+    row is somewhere else. Give the model with the intercept of such a row, b + o + B' c.
 
     Args:
         model: an :class:`~glmvae.model.AffineModel` or a result that has one.
@@ -76,7 +78,7 @@ def explained_variance(model: Any) -> ExplainedVariance:
 
     Raises:
         TypeError: no model.
-        ValueError: a family whose trials the rows bring: give the model a family with trials.
+        ValueError: a family whose trials the rows bring: give the model a family with trials; a dispersion of 0.
 
     Exactness: of the model, under z ~ N(0, I). For Gaussian exact, and with its dispersion estimated at beta = 1 the
     share (lambda_k - 1) / sum lambda of probabilistic PCA; elsewhere on the scale of the linear predictor, with the
@@ -94,7 +96,7 @@ def explained_variance(model: Any) -> ExplainedVariance:
 
     Source: communalities of factor analysis; Nakagawa, Johnson and Schielzeth (2017) for other families.
     """
-    model = as_model(model)
+    model = require_density(as_model(model))
     if model.family.needs_trials:
         raise ValueError(f"model: {model.family!r} has its trials from the rows; give it a family with trials a column")
     return ExplainedVariance(*_explained(model.loadings, model.intercept, model.family, model.dispersion))
@@ -143,8 +145,7 @@ def varimax(optimum: Any, *, normalize: bool = True) -> Any:
     """
     model = as_model(optimum, "optimum")
     loadings = model.loadings
-    if not _checks.concrete(optimum):
-        raise TypeError("optimum: varimax runs on the host, not under a transformation such as jit")
+    _checks.on_host("varimax", optimum=optimum)
     host = np.asarray(loadings, np.float64)
     rotation = np.eye(host.shape[1])
     active = np.flatnonzero(np.any(host != 0, axis=0))

@@ -20,10 +20,9 @@ from flax import nnx
 from jax import Array
 
 from glmvae import _checks
-from glmvae.autoencoder import VAE, as_vae
-from glmvae.layers import raw_log_variance
-from glmvae.model import as_model
-from glmvae.monitor import require_density
+from glmvae.model import as_model, require_density
+from glmvae.nets.autoencoder import VAE, as_vae
+from glmvae.nets.layers import raw_log_variance
 from glmvae.optimum import AffineOptimum
 from glmvae.refined import RefinedOptimum
 
@@ -39,7 +38,7 @@ def he(key: Array, vae: VAE, optimum: Optimum | None = None) -> VAE:
         optimum: not used; it is there so that the three initialisers are called alike.
 
     Returns:
-        A new :class:`~glmvae.autoencoder.VAE`.
+        A new :class:`~glmvae.nets.autoencoder.VAE`.
 
     Raises:
         TypeError: no net, no key.
@@ -77,7 +76,7 @@ def mle_b(key: Array, vae: VAE, optimum: Optimum) -> VAE:
             the net's family, with as many columns and latent units as the net.
 
     Returns:
-        A new :class:`~glmvae.autoencoder.VAE`.
+        A new :class:`~glmvae.nets.autoencoder.VAE`.
 
     Raises:
         ValueError: an optimum of another size or family, that is not finite, or whose dispersion is 0; a last encoder
@@ -126,7 +125,7 @@ def pass_through(key: Array, vae: VAE, optimum: Optimum) -> VAE:
             the net's family, with as many columns and latent units as the net.
 
     Returns:
-        A new :class:`~glmvae.autoencoder.VAE`.
+        A new :class:`~glmvae.nets.autoencoder.VAE`.
 
     Raises:
         ValueError: an optimum of another size or family, that is not finite, or whose dispersion is 0; a hidden layer
@@ -234,7 +233,7 @@ def _maps(vae: VAE, optimum: Optimum) -> _Maps:
         raise ValueError(f"optimum: expected one of the net's family, {vae.family!r}, got {model.family!r}")
     if model.coefficients is not None:
         raise ValueError("optimum: expected one without covariates, which nets do not take")
-    require_density(model)
+    require_density(model, "optimum")
     names = ("weight", "bias", "covariance")
     parts = {"loadings": model.loadings, "intercept": model.intercept, **{n: getattr(encoder, n) for n in names}}
     for name, part in parts.items():

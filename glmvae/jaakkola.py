@@ -22,9 +22,9 @@ from jaxtyping import Float
 from glmvae import _checks
 from glmvae._progress import bar
 from glmvae.elbo import mean_elbo
-from glmvae.expansion import working_response, working_weight
+from glmvae.expansion import null_predictor, working_response, working_weight
 from glmvae.families import Family
-from glmvae.model import Affine, AffineModel, as_model
+from glmvae.model import Affine, AffineModel, as_model, require_density
 from glmvae.optimum import AffineOptimum, optimum_at, posterior
 from glmvae.quadratics import Quadratic
 from glmvae.refined import RefinedOptimum
@@ -142,7 +142,8 @@ def tighten(
     """
     _checks.positive(tolerance, "tolerance")
     max_rounds = _checks.integer(max_rounds, "max_rounds")
-    model = as_model(optimum, "optimum")
+    _checks.on_host("tighten", optimum=optimum, x=x)
+    model = require_density(as_model(optimum, "optimum"), "optimum")
     require_tangent(model.family)
     source = None if isinstance(x, Moments) else as_source(x, columns=model.loadings.shape[0])
     data = as_moments(x if source is None else source, model.family)
@@ -165,8 +166,8 @@ def tighten(
         lower_bound=_certified(now, data) if _is_bound(model.family) else None,
         posterior=None,
         history=jax.device_put(np.asarray(history, data.mean.dtype)),
-        converged=jnp.asarray(converged),
-        dispersion_estimated=jnp.asarray(False),
+        converged=jax.device_put(converged),
+        dispersion_estimated=jax.device_put(False),
     )
 
 
@@ -174,11 +175,11 @@ def _rounds(
     model: AffineModel, data: Moments, tolerance: float, max_rounds: int, report: Callable[[float], None]
 ) -> tuple[AffineOptimum, list[float], bool]:
     dtype, units = data.mean.dtype, model.decoder.latent_dim
-    phi = jnp.asarray(model.dispersion, dtype)
+    phi, zero = jnp.asarray(model.dispersion, dtype), jax.device_put(np.zeros(data.mean.shape, dtype))
 
     def at(xi: Array) -> AffineOptimum:
         quadratic = tangent_quadratic(data, model.family, phi, xi)
-        spectrum = decomposed_spectrum(data, model.family, quadratic, phi, jnp.zeros_like(data.mean), max(units, 1))
+        spectrum = decomposed_spectrum(data, model.family, quadratic, phi, zero, max(units, 1))
         return optimum_at(spectrum, units, beta=model.beta)
 
     null = _null(data, model.family, phi)
@@ -208,15 +209,20 @@ def _certified(now: AffineOptimum, data: Moments) -> Array:
     """The bound less what rounding may have added: to the sums over columns, and to the moments and eigenvalues."""
     phi, family = now.dispersion, now.family
     quadratic = tangent_quadratic(data, family, phi, _next_xi(family, data, now.decoder))
-    spread = quadratic.weight * (quadratic.slope**2 * jnp.diagonal(data.covariance) + quadratic.response**2)
-    size = jnp.sum(jnp.abs(quadratic.constant) + spread) + jnp.abs(now.elbo_taylor)
-    return now.elbo_taylor - _ROUNDING * jnp.finfo(size.dtype).eps * size
+    return _less_rounding(quadratic, data.covariance, now.elbo_taylor)
+
+
+@jax.jit
+def _less_rounding(quadratic: Quadratic, covariance: Array, elbo: Array) -> Array:
+    spread = quadratic.weight * (quadratic.slope**2 * jnp.diagonal(covariance) + quadratic.response**2)
+    size = jnp.sum(jnp.abs(quadratic.constant) + spread) + jnp.abs(elbo)
+    return elbo - _ROUNDING * jnp.finfo(size.dtype).eps * size
 
 
 def _collapsed(now: AffineOptimum, family: Family, data: Moments) -> AffineOptimum:
     """The null model, in the form of an optimum."""
     loadings = jnp.zeros_like(now.loadings)
-    model = AffineModel(Affine(loadings, family.null_predictor(data.mean)), now.model.objective)
+    model = AffineModel(Affine(loadings, null_predictor(family, data.mean)), now.model.objective)
     encoder = now.encoder._replace(
         weight=jnp.zeros_like(now.encoder.weight),
         bias=jnp.zeros_like(now.encoder.bias),

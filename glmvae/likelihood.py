@@ -20,11 +20,11 @@ from jaxtyping import Float
 
 from glmvae import _checks
 from glmvae.ascent import best_posterior
-from glmvae.decoding import Decoder, decoded, decoder_arguments, per_row_of
 from glmvae.elbo import affine_posterior, elbo_exact
+from glmvae.elbo.decoding import Decoder, decoded, decoder_arguments, per_row_of
+from glmvae.elbo.sampling import draw, log_prob_of, over_draws, rows_of, sampler
 from glmvae.model import Objective, Posterior, as_model, as_posterior
 from glmvae.rows import Rows
-from glmvae.sampling import draw, log_prob_of, over_draws, rows_of, sampler
 from glmvae.sources import as_source
 
 # Below so many effective draws a value cannot be trusted, nor its standard error.

@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from glmvae import _checks
 from glmvae.families import Family
+from glmvae.families.checks import check_columns, check_family
 from glmvae.rows import Rows
 
 
@@ -75,7 +76,7 @@ class Objective:
     dispersion: Array
 
     def __init__(self, family: Family, beta: ArrayLike = 1.0, dispersion: ArrayLike | None = None) -> None:
-        _checks.family(family)
+        check_family(family)
         if dispersion is None:
             dispersion = family.fixed_dispersion
             if dispersion is None:
@@ -207,7 +208,7 @@ class AffineModel:
             raise TypeError(f"decoder: expected an Affine(loadings, intercept), got {type(decoder).__name__}")
         objective = as_objective(objective)
         columns = decoder.loadings.shape[0]
-        _checks.columns_of(columns, objective.family, "decoder.loadings")
+        check_columns(columns, objective.family, "decoder.loadings")
         if jnp.ndim(objective.dispersion) == 1 and jnp.shape(objective.dispersion) != (columns,):
             raise ValueError(
                 f"dispersion: expected a scalar or shape ({columns},), got {jnp.shape(objective.dispersion)}"
@@ -272,6 +273,20 @@ def as_model(value: Any, name: str = "model") -> AffineModel:
     model = getattr(value, "model", None)
     if not isinstance(model, AffineModel):
         raise TypeError(f"{name}: expected an AffineModel or a result such as fit returns, got {type(value).__name__}")
+    return model
+
+
+def require_density(model: AffineModel, name: str = "model") -> AffineModel:
+    """The model. That of a Gaussian optimum of as many units as the data have directions has a dispersion of 0.
+
+    Raises:
+        ValueError: it has.
+    """
+    if _checks.concrete(model.dispersion) and np.any(np.asarray(model.dispersion) == 0):
+        raise ValueError(
+            f"{name}: its dispersion is 0, since {model.decoder.latent_dim} latent units reproduce the data without "
+            "error, and there is no density to take the ELBO of; fit with fewer units, or with a dispersion"
+        )
     return model
 
 

@@ -16,12 +16,11 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from glmvae import _checks
-from glmvae.autoencoder import VAE, as_vae, rows_for
 from glmvae.blocks import per_row
-from glmvae.decoders import elbo_monte_carlo
 from glmvae.elbo import elbo_exact, elbo_quadratic
-from glmvae.families import Family
-from glmvae.model import AffineModel, Posterior, as_model, predictor_moments
+from glmvae.elbo.decoders import elbo_monte_carlo
+from glmvae.model import AffineModel, Posterior, as_model, gaussian_kl, predictor_moments, require_density
+from glmvae.nets.autoencoder import VAE, as_vae, encode_rows, rows_for
 from glmvae.optimum import AffineOptimum, posterior
 from glmvae.rows import Rows, row_sum
 from glmvae.sources import Source, as_source
@@ -91,42 +90,46 @@ def evaluate(key: Array, vae: VAE, x: Any, *, test: Any = None, num_samples: int
     num_samples = _checks.integer(num_samples, "num_samples")
     source = rows_for(vae, x)
     tests = None if test is None else rows_for(vae, test, "test")
-    elbo, error, q, weight = _measured(key, vae, source, num_samples)
+    elbo, error, mean, kl, weight = _measured(key, vae, source, num_samples)
     test_elbo, test_error = np.nan, np.nan
     if tests is not None:
-        test_elbo, test_error, _, _ = _measured(key, vae, tests, num_samples, "test")
-    mean, variance = np.asarray(q.mean), np.diagonal(np.asarray(q.covariance), axis1=1, axis2=2)
-    with np.errstate(over="ignore", divide="ignore"):  # an ELBO that is out of range is infinite
-        kl = _mean(weight, 0.5 * (variance + mean**2 - 1 - np.log(variance)))
+        test_elbo, test_error, *_ = _measured(key, vae, tests, num_samples, "test")
+    with np.errstate(over="ignore"):  # an ELBO that is out of range is infinite
         activity = _mean(weight, (mean - _mean(weight, mean)[None]) ** 2)
-        figures = (np.asarray(vae.beta), elbo, error, test_elbo, test_error, kl, activity)
+        figures = (np.asarray(vae.beta), elbo, error, test_elbo, test_error, _mean(weight, kl), activity)
         return Evaluation(np.asarray(step), *(np.asarray(figure, vae.dtype) for figure in figures))
 
 
-def _measured(key: Array, vae: VAE, source: Source, num_samples: int, name: str = "x") -> tuple[Any, Any, Any, Any]:
-    """Mean ELBO, its standard error, the posterior, and what a row counts in means (together 1)."""
-    weight = _weights(source, vae.family, name)
-    q = vae.encoder(source)
+def _measured(key: Array, vae: VAE, source: Source, num_samples: int, name: str = "x") -> tuple[Any, ...]:
+    """Mean ELBO, its standard error; posterior means, KL divergences by unit, and what a row counts (together 1)."""
+    q, kl = per_row(_encoded, source, vae, family=vae.family, name=name)
     if vae.affine_decoder:
         elbo, error = elbo_exact(vae, source, q), jnp.zeros(())
     else:
         elbo, error = elbo_monte_carlo(key, vae.decoder, source, q, vae.objective, num_samples=num_samples)
+    weight = _weights(source)
     squares = np.broadcast_to(np.asarray(error, float) ** 2, weight.shape)
-    return _mean(weight, np.asarray(elbo)), np.sqrt(_mean(weight**2, squares)), q, weight
+    return _mean(weight, elbo), np.sqrt(_mean(weight**2, squares)), np.asarray(q.mean), kl, weight
 
 
-def _mean(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _encoded(rows: Rows, _: None, vae: VAE) -> tuple[None, tuple[Posterior, Array]]:
+    """The posterior of every row, and the KL divergence of each of its marginals, (n, kappa)."""
+    _, q = encode_rows(rows, None, vae)
+    variance = jnp.diagonal(q.covariance, axis1=-2, axis2=-1)
+    return None, (q, gaussian_kl(q.mean[..., None], variance, jnp.log(variance)))
+
+
+def _mean(weight: np.ndarray, values: Any) -> np.ndarray:
     """The sum of weight times value, over the rows that count."""
     return weight[weight > 0] @ np.asarray(values, float)[weight > 0]
 
 
-def _weights(source: Source, family: Family, name: str = "x") -> np.ndarray:
-    """What a row counts in means, together 1; where data are not ``x`` they are looked at under their name."""
-    rows = source.rows
-    if rows is not None and name == "x":
-        weight = np.ones(rows.num_rows) if rows.weight is None else np.asarray(rows.weight, float)
+def _weights(source: Source) -> np.ndarray:
+    """What a row counts in means, together 1."""
+    if source.rows is None:
+        weight = np.asarray(per_row(_weight, source), float)
     else:
-        weight = np.asarray(per_row(_weight, source, family=family, name=name), float)
+        weight = np.ones(source.rows.num_rows) if source.rows.weight is None else np.asarray(source.rows.weight, float)
     return weight / weight.sum()
 
 
@@ -180,13 +183,12 @@ def reference(optimum: AffineOptimum, x: Any) -> Reference:
     eta0 = getattr(optimum, "expansion_point", None)
     if eta0 is None:
         raise TypeError(f"optimum: expected an AffineOptimum, as fit returns, got {type(optimum).__name__}")
-    model = as_model(optimum, "optimum")
-    require_density(model)
+    model = require_density(as_model(optimum, "optimum"), "optimum")
     source = as_source(x, columns=model.loadings.shape[0])
     q = posterior(optimum, source)
     taylor = elbo_quadratic(optimum, source, q, expand_at=eta0)
     exact = elbo_exact(optimum, source, q)
-    weight = _weights(source, model.family)
+    weight = _weights(source)
     lower = upper = np.full((), np.nan)
     if model.family.has_remainder:
         options: dict[str, Any] = {"family": model.family, "num_covariates": model.decoder.num_covariates, "given": q}
@@ -203,16 +205,3 @@ def _remainder(rows: Rows, q: Posterior, model: AffineModel, eta0: Array) -> tup
     eta0, phi = jnp.broadcast_to(eta0, rows.x.shape), model.objective.dispersion_of_entries
     ends = model.family.for_rows(rows).expected_remainder(mean, variance, eta0, rows.x, phi)
     return None, jax.tree.map(lambda end: row_sum(rows, end), ends)
-
-
-def require_density(model: AffineModel, name: str = "optimum") -> None:
-    """A Gaussian optimum of as many units as the data have directions leaves nothing over: its dispersion is 0.
-
-    Raises:
-        ValueError: it is.
-    """
-    if _checks.concrete(model.dispersion) and not np.all(np.asarray(model.dispersion) > 0):
-        raise ValueError(
-            f"{name}: its dispersion is 0, since {model.decoder.latent_dim} latent units reproduce the data without "
-            "error, and there is no density to take the ELBO of; fit with fewer units, or with a dispersion"
-        )

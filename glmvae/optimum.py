@@ -6,6 +6,7 @@ R of (16) is the identity.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +15,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from glmvae import _checks
+from glmvae.decomposition import noise_beside
 from glmvae.encoding import Encoder as Encoder
 from glmvae.encoding import check_optimum as check_optimum
 from glmvae.encoding import posterior as posterior
 from glmvae.families import Family
+from glmvae.families.checks import check_family
 from glmvae.model import Affine, AffineModel, Objective, unchecked
-from glmvae.solution import solve
+from glmvae.solution import Solution, solve
 from glmvae.spectral import Spectrum, spectrum_of
 from glmvae.statistics import Moments, as_moments
+
+# What part of a dispersion rounding may make up without a word.
+_UNCERTAIN = 0.1
 
 
 class AffineOptimum(NamedTuple):
@@ -126,8 +132,8 @@ def fit(
     Exactness: the global maximum of L-hat over loadings, intercept, coefficients and Gaussian posteriors. L-hat itself
     is the beta-ELBO for Gaussian, a lower bound of it for Bernoulli and binomial at ``"zero"``, otherwise an
     approximation. Gaussian data that fill at most ``latent_dim`` dimensions, and fewer than d / beta, have no finite
-    optimum when the dispersion is estimated: the limit is returned, dispersion 0 and L-hat infinite. Under ``jit`` bad
-    values give NaN.
+    optimum when the dispersion is estimated: the limit is returned, dispersion 0 and L-hat infinite. Where float32 does
+    not tell it from little noise it warns. Under ``jit`` bad values give NaN.
 
     Cost: one pass over the data, O(N d^2), and one eigendecomposition, O(d^3); nothing of size N is kept.
 
@@ -145,7 +151,7 @@ def fit(
     Source: section 3.4; Tipping and Bishop (1999) for the eigenvalue argument; Boehning (1992) for the bound with an
     offset.
     """
-    _checks.family(family)
+    check_family(family)
     if not isinstance(x, Moments):
         _checks.integer(latent_dim, "latent_dim", least=0)  # before a pass over the rows
     data = as_moments(x, family)
@@ -198,6 +204,7 @@ def optimum_at(
 
 def _optimum(spectrum: Spectrum, latent_dim: int, beta: Array, dispersion: Array | None) -> AffineOptimum:
     found = solve(spectrum, latent_dim, beta, dispersion)
+    _warn_of_rounding(spectrum, found)
     decoder = unchecked(Affine, loadings=found.loadings, intercept=found.intercept, coefficients=found.coefficients)
     # A dispersion of 0, the limit of data that fill few dimensions, is no argument one could give.
     objective = unchecked(Objective, family=spectrum.family, beta=beta, dispersion=found.dispersion)
@@ -209,3 +216,22 @@ def _optimum(spectrum: Spectrum, latent_dim: int, beta: Array, dispersion: Array
         spectrum.expansion_point,
         np.asarray(spectrum.dispersion is None and dispersion is None),  # type: ignore[arg-type]
     )
+
+
+def _warn_of_rounding(spectrum: Spectrum, found: Solution) -> None:
+    """Single precision does not tell what is left of the data from 0 where their columns are large beside it."""
+    known = spectrum.dispersion is not None or spectrum.values.dtype != np.float32
+    if known or not _checks.concrete((spectrum, found)):
+        return
+    values, vectors = np.asarray(spectrum.values), np.asarray(spectrum.vectors)
+    active = int(np.count_nonzero(np.diagonal(np.asarray(found.covariance)) < 1))
+    left = float(values[active:].sum() + np.asarray(spectrum.rest))
+    variance = np.diagonal(np.asarray(spectrum.moments.covariance)) * np.asarray(spectrum.scale) ** 2
+    noise = noise_beside(variance, vectors[:, :active], np.finfo(values.dtype).eps)
+    if noise > _UNCERTAIN * left:
+        what = f"be off by {noise / left:.0%}" if left > 0 else "not be 0, nor L-hat infinite"
+        warnings.warn(
+            f"fit: the dispersion, {float(found.dispersion):.3g}, may {what}: {values.dtype} does not tell what "
+            f"{active} latent units leave of the data from rounding; take fewer, or enable jax_enable_x64",
+            stacklevel=4,
+        )

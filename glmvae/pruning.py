@@ -12,6 +12,7 @@ lambda_j > beta predicts the exact ELBO's active units; it is no theorem.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from jaxtyping import Float
 
 from glmvae import _checks
 from glmvae.families import Family
+from glmvae.families.checks import check_family
 from glmvae.optimum import check_optimum
 from glmvae.spectral import Spectrum, as_concrete, dispersion_at, spectrum_of
 from glmvae.statistics import Moments, as_moments
@@ -53,16 +55,16 @@ def activity(optimum: Any) -> Float[Array, " k"]:
     Source: (21); Burda et al. (2015).
     """
     check_optimum(optimum)
-    return _activity_of(optimum.eigenvalues, optimum.beta)[: optimum.loadings.shape[1]]
+    return _activity_of(optimum.eigenvalues, optimum.beta, optimum.loadings.shape[1])
 
 
-@jax.jit
-def _activity_of(eigenvalues: Array, beta: Array) -> Array:
-    return _activity(eigenvalues, jnp.asarray(beta, eigenvalues.dtype))
+@functools.partial(jax.jit, static_argnums=2)
+def _activity_of(eigenvalues: Array, beta: Array, units: int) -> Array:
+    return _activity(eigenvalues[:units], jnp.asarray(beta, eigenvalues.dtype))
 
 
 def _activity(eigenvalues: Array, beta: Array) -> Array:
-    active = eigenvalues > beta
+    active = ~(eigenvalues <= beta)  # NaN stays NaN
     return jnp.where(active, 1 - beta / jnp.where(active, eigenvalues, 1.0), 0.0)
 
 
@@ -244,5 +246,5 @@ def onset_of(spectrum: Spectrum) -> Array:
 
 
 def _data(x: Any, family: Family) -> Moments:
-    _checks.family(family)
+    check_family(family)
     return as_moments(x, family)

@@ -15,8 +15,8 @@ from glmvae import _checks
 from glmvae.decomposition import one_thread
 from glmvae.expansion import working_response, working_weight
 from glmvae.families import Family
-from glmvae.residuals import is_bounded
 from glmvae.statistics import Covariates, Moments
+from glmvae.statistics.residuals import is_bounded
 
 # Rounding units of a covariance, times the number of covariates, that each of them has to have of its own.
 _OWN = 64
@@ -80,7 +80,7 @@ def least_squares(covariates: Covariates) -> Float[Array, "p d"]:
         )
     _check_rank(spread / np.outer(scale, scale), dtype)
     solved = np.linalg.solve(spread / np.outer(scale, scale), cross / scale[:, None]) / scale[:, None]
-    return jnp.asarray(solved.astype(dtype))
+    return jax.device_put(solved.astype(dtype))
 
 
 def _check_rank(correlation: np.ndarray, dtype: np.dtype) -> None:

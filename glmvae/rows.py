@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from glmvae import _checks
+from glmvae import _checks, _frames
 from glmvae.families import Family
 
 FIELDS = ("x", "trials", "offset", "covariates", "missing", "weight")
@@ -31,7 +31,9 @@ class Rows:
 
     Args:
         x: observations, (N, d). Integers and booleans are numbers; a NumPy masked array's mask joins ``missing``. NumPy
-            arrays and memmaps stay where they are and are cast a block at a time.
+            arrays and memmaps stay where they are and are cast a block at a time. The names of a table's columns
+            (pandas, polars) are kept as ``column_names`` for errors and reports; they are no part of the pytree, and
+            rows rebuilt from it (``map``, ``replace``) have none.
         trials: of a ``Binomial(None)``, (N, d), (N, 1) or (1, d), not negative; an entry of 0 trials is missing.
         offset: added to eta (log exposure, library size): (N,) or (N, 1), one a row; (N, d); or (1, d), one a column.
         covariates: (N, p), known columns beside the latent ones.
@@ -42,7 +44,7 @@ class Rows:
         ValueError: another shape (each says which), no rows, values that are not finite, below 0 where none may be,
             weights all 0; it names the argument and the first bad index. Values of x are looked at when the rows meet a
             family, in the first pass over them.
-        TypeError: not numbers, ``missing`` not booleans.
+        TypeError: not numbers (a table's column by its name), ``missing`` not booleans.
 
     Example:
         >>> from glmvae import Rows
@@ -56,6 +58,7 @@ class Rows:
     covariates: Any
     missing: Any
     weight: Any
+    column_names: tuple[str, ...] | None = dataclasses.field(default=None, init=False)
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Rows:
         fields: Any = _fields(x, trials, offset, covariates, missing, weight)
         for name, value in zip(FIELDS, fields, strict=True):
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "column_names", _frames.names_of(x))
 
     @property
     def num_rows(self) -> int:
@@ -200,6 +204,13 @@ def _offset(offset: Any, missing: Any, n: int, d: int) -> Any:
 def as_rows(x: Any) -> Rows:
     """Rows as they are, or made of a matrix."""
     return x if isinstance(x, Rows) else Rows(x)
+
+
+def named(rows: Rows, column_names: tuple[str, ...] | None) -> Rows:
+    """The same rows, their columns named."""
+    rows = rows.replace()
+    object.__setattr__(rows, "column_names", column_names)
+    return rows
 
 
 def check_rows(rows: Rows, family: Family, num_covariates: int | None = None, name: str = "x") -> None:

@@ -11,8 +11,8 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae.residuals import encoder_shift
 from glmvae.spectral import Spectrum, as_concrete, dispersion_at
+from glmvae.statistics.residuals import encoder_shift
 
 
 class Solution(NamedTuple):
@@ -48,7 +48,7 @@ def solve(spectrum: Spectrum, latent_dim: int, beta: Array, dispersion: Array | 
         first = slice(latent_dim)
 
         def cut(array: Array, *index: slice) -> Array:
-            return jnp.asarray(np.asarray(array)[index]) if _checks.concrete(array) else array[index]
+            return jax.device_put(np.asarray(array)[index]) if _checks.concrete(array) else array[index]
 
         beside = padded.encoder_coefficients
         return padded._replace(
@@ -100,7 +100,7 @@ def _padded(spectrum: Spectrum, latent_dim: Any, beta: Array, given: Array | Non
         turned = _coupled(units, cutoff, spectrum.coupling)
         loadings, encoder = loadings + outward @ turned[0], encoder + turned[1].T @ inward.T
         covariance = covariance + turned[2]
-    positive = unit > 0
+    positive = ~(unit <= 0)  # NaN stays NaN
     divisor = jnp.where(positive, unit, 1.0)
     ratio = safe / jnp.where(cutoff == 0, 1.0, cutoff)
     log_ratio = jnp.where(units.active & (cutoff != 0), jnp.log(jnp.where(units.active, ratio, 1.0)), 0.0)

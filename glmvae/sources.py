@@ -24,12 +24,14 @@ class Source:
         num_rows: N, or None where only a pass tells.
         passes: how often :meth:`pieces` may be called, None for as often as wanted.
         dtype: the precision to compute in.
+        column_names: of the columns, where they have any: those of a table, of the first batch.
     """
 
     num_columns: int
     num_rows: int | None = None
     passes: int | None = None
     dtype: np.dtype
+    column_names: tuple[str, ...] | None = None
 
     def pieces(self) -> Iterator[Rows]:
         """The rows from the first on, in pieces of any length."""
@@ -47,6 +49,7 @@ class RowsSource(Source):
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self.num_rows, self.num_columns, self.dtype = rows.num_rows, rows.num_columns, rows.dtype
+        self.column_names = rows.column_names
 
     def pieces(self) -> Iterator[Rows]:
         yield self._rows
@@ -60,8 +63,8 @@ class BatchSource(Source):
     """Batches, each an array (n, d) or Rows, from one iterator, or from a function that gives a fresh one.
 
     Raises:
-        ValueError: no batch, a batch of other columns or that is no matrix (it says which), a second pass over an
-            iterator.
+        ValueError: no batch, a batch of other columns, of columns of other names or that is no matrix (it says which),
+            a second pass over an iterator.
     """
 
     def __init__(self, make: Callable[[], Iterable[Any]] | Iterator[Any], name: str = "x") -> None:
@@ -75,6 +78,7 @@ class BatchSource(Source):
             raise ValueError(f"{name}: expected at least one batch of rows, got none")
         self._first = self._batch(first, 0)
         self.num_columns, self.dtype = self._first.num_columns, self._first.dtype
+        self.column_names = self._first.column_names
 
     def _open(self) -> Iterable[Any]:
         if isinstance(self._make, Iterator):
@@ -93,6 +97,12 @@ class BatchSource(Source):
             raise ValueError(
                 f"{self._name}: expected {self.num_columns} columns as in batch 0, "
                 f"got {rows.num_columns} in batch {index}"
+            )
+        first, here = self.column_names, rows.column_names
+        if index and first and here and first != here:
+            j = next(j for j, name in enumerate(first) if name != here[j])
+            raise ValueError(
+                f'{self._name}: expected column "{first[j]}" at [{j}] as in batch 0, got "{here[j]}" in batch {index}'
             )
         return rows
 

@@ -30,11 +30,12 @@ from glmvae.decomposition import decomposed
 from glmvae.decomposition import signs as signs
 from glmvae.expansion import expansion_point
 from glmvae.families import Family
-from glmvae.moment_checks import in_precision
+from glmvae.families.checks import check_family
 from glmvae.quadratics import Quadratic as Quadratic
 from glmvae.quadratics import expanded, least_squares, residual_covariance
-from glmvae.residuals import with_trials
 from glmvae.statistics import Moments, as_moments
+from glmvae.statistics.moment_checks import in_precision
+from glmvae.statistics.residuals import with_trials
 
 # Vectors that are known at least, the first of these that serves: another kappa between them compiles nothing.
 _UNITS = (8, 32, 128, 512)
@@ -70,7 +71,7 @@ class Spectrum(NamedTuple):
     @property
     def scale(self) -> Float[Array, " d"]:
         """How far a whitened response moves with x, G^1/2 dy / dx."""
-        return jnp.sqrt(self.quadratic.weight) * self.quadratic.slope
+        return _scale(self.quadratic)
 
     @property
     def trace(self) -> Float[Array, ""]:
@@ -88,6 +89,11 @@ class Spectrum(NamedTuple):
             f"Spectrum: {columns} columns, {self.family!r}, dispersion {phi}\n"
             f"  eigenvalues  {leading}{', ...' if columns > 5 else ''} (trace {trace:.4g})"
         )
+
+
+@jax.jit
+def _scale(quadratic: Quadratic) -> Array:
+    return jnp.sqrt(quadratic.weight) * quadratic.slope
 
 
 def spectrum(
@@ -119,7 +125,7 @@ def spectrum(
 
     Source: section 3.4.
     """
-    _checks.family(family)
+    check_family(family)
     return spectrum_of(as_moments(moments, family, "moments"), family, dispersion, expand_at)
 
 

@@ -26,6 +26,7 @@ from glmvae.ascent import best_posterior
 from glmvae.blocks import total
 from glmvae.elbo import mean_elbo
 from glmvae.families import Family
+from glmvae.families.checks import check_family
 from glmvae.model import AffineModel, Posterior, as_model, kl_of
 from glmvae.rows import Rows
 from glmvae.solution import solve
@@ -128,7 +129,7 @@ def rate_distortion(
 
     Source: (17)-(21); Alemi et al. (2018) for the two axes, Cover and Thomas, section 10.3.3, for the water-filling.
     """
-    _checks.family(family)
+    check_family(family)
     models = [_model_for(optimum, family, f"optima[{i}]") for i, optimum in enumerate(optima)]
     source = None
     if models:

@@ -5,12 +5,13 @@ Tests that are sensitive to it take the fixture ``dtype``, and only these are co
 nor is one marked ``any_precision``, which decides its own or needs none, so once is enough. GLMVAE_TEST_TYPES=1
 checks every jaxtyping annotation at run time.
 
-Nearly all of the suite's time is compilation, so XLA compiles quickly, to slower programs. XLA_FLAGS set by hand, if
-only to nothing, is left alone.
+Nearly all of the suite's time is compilation, so XLA compiles quickly, to slower programs, and keeps them for the next
+run beside pytest's own cache. XLA_FLAGS and JAX_COMPILATION_CACHE_DIR set by hand, if only to nothing, are left alone.
 """
 
 import importlib.metadata
 import os
+import pathlib
 
 PRECISION = os.environ.get("GLMVAE_TEST_PRECISION", "float64")
 if PRECISION not in ("float32", "float64"):
@@ -30,6 +31,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILATION))
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+programs = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "programs"
+if not os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs)):
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # ruff: noqa: E402
 import jax

@@ -1,5 +1,6 @@
 """The remainder of the quadratic and its expectation by their definitions, in mpmath, with digits to spare."""
 
+import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 
@@ -48,3 +49,16 @@ def expected_remainder(family, phi, m, v, eta0, x):
         for t, w in zip(nodes, weights, strict=True)
     ]
     return mp.fsum(terms) / mp.fsum(weights)
+
+
+# Those of a Poisson family of one's own, within 1e-6
+
+
+def count_bounds(step, start, x, dispersion):
+    value = -jnp.exp(start) * (jnp.expm1(step) - step - 0.5 * step**2) / dispersion
+    return value - 1e-6, value + 1e-6
+
+
+def expected_count_bounds(mean, variance, start, x, dispersion):
+    value = -jnp.exp(start) * (jnp.exp(mean + variance / 2) - 1 - mean - 0.5 * (mean**2 + variance)) / dispersion
+    return value - 1e-6, value + 1e-6

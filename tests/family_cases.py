@@ -1,5 +1,6 @@
 """Every family, with SciPy's word for what it claims to be: one list for all tests."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,6 +33,12 @@ class Case(NamedTuple):
     @property
     def discrete(self) -> bool:
         return isinstance(self.scipy(np.zeros(COLUMNS), 1.0).dist, scipy.stats.rv_discrete)
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def run(method, family, *values):
+    """A method of a family, compiled: families that differ in a number alone share the program."""
+    return getattr(family, method)(*values)
 
 
 def probit(eta):

@@ -1,5 +1,9 @@
 """A small run that the tests of training, checkpoints and callbacks share, so that they share its compiled programs."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +15,7 @@ from glmvae.families import Gaussian
 
 COLUMNS, LATENT, ROWS, BATCH = 6, 3, 105, 20
 KEY = jax.random.key(0)
-GAUSSIAN = Objective(Gaussian(), dispersion=0.5)
+GAUSSIAN, STANDARD = (Objective(Gaussian(), dispersion=phi) for phi in (0.5, 1.0))
 # One of each, so that runs share their compiled programs.
 SGD = optax.sgd(1e-3)
 ADAM = optax.adam(1e-3)
@@ -54,3 +58,9 @@ def same(a, b):
         return [*jax.tree.leaves(nnx.state(run.vae)), run.dispersion, run.losses, *run.evaluations]
 
     return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+def child(code, *arguments, **options):
+    """A new process that can import what the tests import."""
+    start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest\n"
+    return subprocess.Popen([sys.executable, "-c", start + code, *map(str, arguments)], **options)

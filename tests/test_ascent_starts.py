@@ -55,7 +55,7 @@ def test_units_that_the_start_pruned_come_back_below_the_onset_and_only_there(ki
 @f64
 def test_digits_keep_a_unit_at_4_7_and_none_at_5():
     sklearn = pytest.importorskip("sklearn.datasets")
-    x = (sklearn.load_digits().data > 7).astype(float)
+    x = (sklearn.load_digits().data > 7).astype("float32")
     assert 4.7 < collapse_onset(moments(x), Bernoulli()) < 5.0
     for beta, active in ((4.7, 1), (5.0, 0)):
         r = refine(fit(x, Bernoulli(), 1, beta=beta), x, tolerance=1e-4)
@@ -192,6 +192,26 @@ def test_every_start_ends_near_the_best_or_says_why(first):
         best = max(reached.values())
         far = {name for name, value in reached.items() if best - value > max(0.5, 0.01 * abs(best))}
         assert all(told[name] for name in far), (seed, reached)
+
+
+@f64
+def test_a_start_that_scores_well_and_leads_nowhere_is_left(monkeypatch):
+    """Of table 71 the null start scores -250, the best of the others -369, and it is these that reach -21.9."""
+    rows = offset_problem(71)
+    start = fit(rows.x, Poisson(), 3, expand_at="null")
+    assert float(refine(start, rows).elbo) > -22
+    monkeypatch.setattr("glmvae.ascent.starts._RACE", 0)
+    assert float(refine(start, rows).elbo) < -26
+
+
+@f64
+@pytest.mark.parametrize("level", [-1000.0, -200.0, 100.0])
+def test_the_level_of_an_offset_changes_nothing(level):
+    """Exposures in other units: -1000 used to end at -3469 after 100 rounds, 100 at -infinity."""
+    c = case("poisson")
+    there = refine(c.start, Rows(c.x, offset=np.full((N, 1), level)))
+    np.testing.assert_allclose(there.elbo, refine(c.start, c.x).elbo, atol=1e-4)
+    assert there.converged
 
 
 @f64

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
-from exact_remainders import exact_remainder, expected_remainder
+from exact_remainders import count_bounds, exact_remainder, expected_count_bounds, expected_remainder
 from family_cases import CASES, COLUMNS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -217,16 +217,6 @@ def test_mixed_columns_are_those_of_their_members(dtype):
             member, eta[:, columns], square, 0.25, x=x[:, columns], dispersion=phi[columns]
         )
         np.testing.assert_array_equal([b[:, columns] for b in expected], alone)
-
-
-def count_bounds(step, start, x, dispersion):
-    value = -jnp.exp(start) * (jnp.expm1(step) - step - 0.5 * step**2) / dispersion
-    return value - 1e-6, value + 1e-6
-
-
-def expected_count_bounds(mean, variance, start, x, dispersion):
-    value = -jnp.exp(start) * (jnp.exp(mean + variance / 2) - 1 - mean - 0.5 * (mean**2 + variance)) / dispersion
-    return value - 1e-6, value + 1e-6
 
 
 @pytest.mark.any_precision

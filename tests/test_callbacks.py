@@ -8,7 +8,7 @@ import pytest
 from run_cases import COLUMNS, GAUSSIAN, net, run
 
 from glmvae import nets, training
-from glmvae.preparation import no_evaluations
+from glmvae.training.preparation import no_evaluations
 
 
 def record(values, beta=None, test=False, annealing=False):
@@ -29,6 +29,7 @@ def test_early_stop_waits_for_patience():
         assert not stop(record([1.0, 3.0, 2.0], test=test))
         assert stop(record([1.0, 3.0, 2.0, 2.5], test=test))
         assert not stop(record([1.0, 3.0, 2.0, 3.5], test=test))
+        assert not stop(record([1.0, np.nan, 2.0, 3.5], test=test))  # a net that had blown up, and came back
 
 
 @pytest.mark.any_precision

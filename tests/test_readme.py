@@ -7,9 +7,12 @@ import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import glmvae
+from glmvae.families import Bernoulli
 
 pytestmark = pytest.mark.any_precision
 
@@ -36,6 +39,25 @@ def test_the_tables_name_functions_that_exist(name):
     assert callable(getattr(glmvae, name))
 
 
-@pytest.mark.parametrize("name", re.findall(r"^\| `(\w+)` \|", TEXT, re.M))
-def test_the_tables_name_modules_that_exist(name):
-    importlib.import_module(f"glmvae.{name}")
+def test_everything_in_code_type_has_a_place():
+    names = set(re.findall(r"`(\w+)`", TEXT[TEXT.index("## What is exact") : TEXT.index("- **Keep a model**")]))
+    names -= {"x", "spawn"}
+    assert len(names) > 20
+    for name in names:
+        assert hasattr(glmvae, name) or importlib.import_module(f"glmvae.{name}")
+
+
+def test_the_table_of_transformations_holds_at_its_edges():
+    x = jnp.asarray(np.random.default_rng(0).binomial(1, 0.4, size=(30, 4)), jnp.float32)
+    optimum = glmvae.fit(x, Bernoulli(), 2)
+
+    def best(x):
+        return glmvae.best_posterior(optimum, x).mean.sum()
+
+    assert np.isfinite(jax.jit(best)(x))
+    assert np.isfinite(jax.vmap(best)(x[None])).all()
+    with pytest.raises(ValueError, match="Reverse-mode differentiation"):
+        jax.grad(best)(x)
+    for function in (glmvae.refine, glmvae.tighten):
+        with pytest.raises(TypeError, match="runs on the host"):
+            jax.jit(lambda x, function=function: function(optimum, x).model.loadings)(x)

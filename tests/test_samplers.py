@@ -38,7 +38,7 @@ def test_poisson_in_single_precision(rate):
 def test_jaxs_own_would_not_do():
     rate = np.float32(1e8)
     draws = np.asarray(jax.random.poisson(jax.random.key(0), jnp.full(DRAWS, rate)), np.float64)
-    assert chi_squared(draws, scipy.stats.poisson(1e8)) > 10 * TOO_FAR
+    assert chi_squared(draws, scipy.stats.poisson(1e8)) > 3 * TOO_FAR
 
 
 @pytest.mark.any_precision
@@ -67,7 +67,7 @@ def test_the_rounded_normal_is_off_by_what_it_says():
     for rate, allowed in ((100.0, 3e-6), (1000.0, 9e-8)):
         sd = np.sqrt(rate - 1 / 12)
         z = np.linspace(-8, 8, 400_001)
-        s, k = rate / rate / sd, 1 / rate
+        s, k = rate / sd**3, (rate + 1 / 120) / sd**4
         w = z + (z**2 - 1) * s / 6 + (z**3 - 3 * z) * k / 24 - (2 * z**3 - 5 * z) * s**2 / 36
         counts = np.arange(rate - 6 * sd, rate + 6 * sd).round()
         drawn = scipy.stats.norm.cdf(np.interp((counts + 0.5 - rate) / sd, w, z))

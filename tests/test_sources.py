@@ -102,6 +102,13 @@ def test_one_pass_where_one_is_enough_and_an_error_where_it_is_not(x):
         refine(fit(x, Poisson(), K, expand_at="null"), batches(x))
 
 
+class Loader:
+    """What can be iterated over and is neither an iterator nor an array, as PyTorch's DataLoader."""
+
+    def __iter__(self):
+        return iter([np.ones((2, D))])
+
+
 @pytest.mark.any_precision
 def test_a_bad_batch_is_named(x):
     nan, wide = x.copy(), np.ones((4, D + 1))
@@ -124,6 +131,11 @@ def test_a_bad_batch_is_named(x):
             (posteriors_of(x, -x), ValueError, r"x: expected values in the support.*at \[60, "),
             (lambda: as_source(x, columns=4), ValueError, r"x: expected 4 columns, got 5 \(shape \(60, 5\)\)"),
             (lambda: as_source(iter([x]), columns=4), ValueError, "x: expected 4 columns, got 5"),
+            (
+                lambda: as_source(Loader()),
+                TypeError,
+                "x: expected .* got Loader; batches go in as an iterator, or as a",
+            ),
             (lambda: as_source([x, x]), ValueError, r"x: expected 2 dimensions"),
             (lambda: as_source([x, wide]), TypeError, "x: expected an array of numbers, got rows of unequal length"),
         ]

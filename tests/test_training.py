@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from run_cases import ADAM, BATCH, COLUMNS, GAUSSIAN, KEY, LATENT, ROWS, SETTINGS, SGD, STILL, data, net, run, same
+from run_cases import ADAM, BATCH, COLUMNS, GAUSSIAN, KEY, LATENT, ROWS, SETTINGS, SGD, STANDARD, data, net, run, same
 
-from glmvae import Objective, Rows, elbo_exact, fit, initializers, nets, training
-from glmvae.families import Bernoulli, Binomial, Gaussian, Mixed, Poisson
+from glmvae import Objective, elbo_exact, fit, initializers, nets, training
+from glmvae.families import Bernoulli, Gaussian
 
 
 @pytest.fixture(scope="module")
@@ -56,125 +56,6 @@ def test_a_step_is_the_optimizers_update_of_the_gradient(dtype):
         new, old = np.asarray(new), np.asarray(old)
         np.testing.assert_allclose(new - old, want - old, rtol=tolerance, atol=tolerance * np.abs(want - old).max())
     assert after.losses.dtype == dtype
-
-
-# Rows and what they bring ---------------------------------------------------------------------------------
-
-
-def batches_seen(make_rows, objective, steps=40, rows=7, **net_changes):
-    """Losses of batches of three rows under zero weights and no learning."""
-    vae = net(None, objective, **net_changes)
-    parameters = nnx.state(vae, nnx.Param)
-    nnx.update(vae, jax.tree.map(jnp.zeros_like, parameters))
-    return training.train(KEY, vae, make_rows(rows), steps=steps, batch_size=3, optimizer=STILL).losses
-
-
-def powers(losses, constant):
-    """Which of seven rows a batch has, where row i adds 2^i to the sum over three rows of minus log p."""
-    sums = 3 * (losses - constant)
-    np.testing.assert_allclose(sums, sums.round(), atol=3e-4)
-    return (sums.round().astype(int)[:, None] >> np.arange(7)) & 1
-
-
-CONSTANT = COLUMNS / 2 * np.log(2 * np.pi)  # of a standard normal row
-STANDARD = Objective(Gaussian(), dispersion=1.0)
-
-
-def marked(rows):
-    """Row i has x^2 / 2 = 2^i."""
-    return jnp.zeros((rows, COLUMNS)).at[:, 0].set(jnp.sqrt(2 * 2.0 ** jnp.arange(rows)))
-
-
-@pytest.mark.any_precision
-def test_an_epoch_visits_no_row_twice_and_each_its_rows_in_another_order():
-    batches = powers(batches_seen(marked, STANDARD), CONSTANT)
-    assert (batches.sum(1) == 3).all()
-    epochs = batches.reshape(20, 2, 7)
-    assert (epochs.sum(1) <= 1).all()
-    assert not (epochs[0] == epochs[1]).all()
-    # batches of 3 leave one of the seven rows out of an epoch, not always the same
-    assert len(np.unique(epochs.sum(1).argmin(1))) > 1
-    # and two orders that alternate would be seen
-    assert len(np.unique(epochs, axis=0)) > 10
-
-
-def offsets(rows):
-    """The same numbers as an offset of data that are 0."""
-    return Rows(np.zeros((rows, COLUMNS)), offset=marked(rows))
-
-
-def with_missing(rows):
-    x = np.asarray(marked(rows)).copy()
-    x[:, 1] = np.nan  # nobody looks there
-    return Rows(x, missing=np.arange(COLUMNS)[None] == 1)
-
-
-def trials(rows):
-    """x = n / 2 of n = 2^(i + 1) trials."""
-    n = np.repeat(2.0 ** np.arange(1, rows + 1)[:, None], COLUMNS, axis=1)
-    return Rows(n / 2, trials=n)
-
-
-@pytest.mark.any_precision
-def test_offset_missing_and_trials_travel_with_their_rows():
-    plain = powers(batches_seen(marked, STANDARD), CONSTANT)
-    np.testing.assert_array_equal(powers(batches_seen(offsets, STANDARD), CONSTANT), plain)
-    missing = batches_seen(with_missing, STANDARD)
-    np.testing.assert_array_equal(powers(missing, CONSTANT * (COLUMNS - 1) / COLUMNS), plain)
-
-    # With trials the loss of a row is known, and every batch has to be one of rows with their own trials.
-    losses = batches_seen(trials, Binomial(None))
-    own = np.asarray(trials(7).trials)[:, 0]
-    alone = -COLUMNS * np.asarray(Binomial(own).log_prob(own / 2, np.zeros(7)))
-    np.testing.assert_allclose(3 * losses, plain @ alone, rtol=1e-5)
-    # were the trials those of other rows, the sums would not be these
-    assert np.abs(3 * losses - plain @ alone[::-1]).max() > 0.1
-
-
-@pytest.mark.any_precision
-def test_trials_an_entry_start_at_the_loss_of_the_rows():
-    """Three rows of 1, 2 and 4 trials, x of ones, at eta 0."""
-    x, n = np.ones((3, 2)), np.array([[1.0, 1], [2, 2], [4, 4]])
-    vae = nets.canonical(KEY, 2, 1, Binomial(None), encoder_widths=(4,))
-    nnx.update(vae, jax.tree.map(jnp.zeros_like, nnx.state(vae, nnx.Param)))
-    first = training.train(KEY, vae, Rows(x, trials=n), steps=1, batch_size=3, optimizer=STILL).losses[0]
-    by_hand = -2 * np.mean([np.log(1 / 2), np.log(2 / 4), np.log(4 / 16)])  # C(n, 1) / 2^n
-    np.testing.assert_allclose(first, by_hand, rtol=1e-6)
-
-
-@pytest.mark.any_precision
-def test_weights_scale_the_loss_of_their_rows_and_their_mean_is_one():
-    weight = np.array([1.0, 2, 0, 1, 1, 3, 6])
-    batches = powers(batches_seen(marked, STANDARD), CONSTANT)
-    losses = batches_seen(lambda rows: Rows(marked(rows), weight=weight), STANDARD)
-    expected = batches @ (weight / weight.mean() * (2.0 ** np.arange(7) + CONSTANT)) / 3
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    # the mean over all batches is the weighted mean of the rows
-    assert np.abs(losses - batches @ (2.0 ** np.arange(7) + CONSTANT) / 3).max() > 1
-
-
-@pytest.mark.any_precision
-@pytest.mark.parametrize("shared", ["offset", "missing", "trials"])
-def test_what_the_rows_share_is_not_cut(shared):
-    x = np.zeros((ROWS, COLUMNS))
-    ones = {"offset": np.arange(6.0), "missing": np.arange(6) > 3, "trials": np.arange(1.0, 7.0)}
-    one = ones[shared][None]
-    objective = Binomial(None) if shared == "trials" else STANDARD
-    vae = net(None, objective)
-    once = training.train(KEY, vae, Rows(x, **{shared: one}), steps=2, batch_size=BATCH, optimizer=SGD)
-    each = np.repeat(one, ROWS, axis=0)
-    apart = training.train(KEY, vae, Rows(x, **{shared: each}), steps=2, batch_size=BATCH, optimizer=SGD)
-    np.testing.assert_allclose(once.losses, apart.losses, rtol=1e-6)
-
-
-@pytest.mark.any_precision
-def test_a_batch_of_generated_rows_and_covariates_are_refused():
-    with pytest.raises(TypeError, match=r"x: training visits .* takes an array or Rows in memory, got generator"):
-        run(x=(data() for _ in range(2)))
-    with pytest.raises(ValueError, match="covariates: the decoder has coefficients for 0, the rows bring 2"):
-        run(x=Rows(data(), covariates=np.ones((ROWS, 2))))
-    with pytest.raises(ValueError, match=r"x: Binomial\(trials=None\) has its trials from the rows"):
-        run(vae=net(None, Binomial(None)), x=np.ones((ROWS, COLUMNS)), learn_dispersion=False)
 
 
 # The loop -------------------------------------------------------------------------------------------------
@@ -271,18 +152,6 @@ def test_callbacks_only_look(uninterrupted):
     assert same(result, uninterrupted)
 
 
-@pytest.mark.any_precision
-def test_a_mixed_family_learns_the_dispersion_of_the_columns_that_do_not_fix_it():
-    family = Mixed([(Bernoulli(), [0, 3]), (Gaussian(), [1, 2, 4, 5])])
-    phi = np.where(np.isin(np.arange(6), [0, 3]), 1.0, 0.5)
-    x = np.asarray(data()).copy()
-    x[:, [0, 3]] = x[:, [0, 3]] > 1
-    vae = net(None, Objective(family, dispersion=phi))
-    learned = training.train(KEY, vae, x, steps=20, batch_size=BATCH, optimizer=SGD, learn_dispersion=True).dispersion
-    assert (np.asarray(learned)[[0, 3]] == 1).all()
-    assert (np.abs(np.asarray(learned)[[1, 2, 4, 5]] - 0.5) > 1e-4).all()
-
-
 # Where it ends --------------------------------------------------------------------------------------------
 
 
@@ -342,100 +211,3 @@ def test_from_pass_through_training_does_not_fall(architecture, dtype):
     settings = {"steps": 500, "batch_size": BATCH, "evaluate_every": 500, "num_samples": 200, "chunk_size": 500}
     result = training.train(KEY, vae, x, optimizer=ADAM, **settings).evaluations
     assert result.train_elbo[1] > result.train_elbo[0] + 5 * np.hypot(*result.train_error)
-
-
-# Arguments ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.any_precision
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"steps": 0}, ValueError, "steps: expected an integer of at least 1, got 0"),
-        ({"steps": 1.5}, TypeError, "steps: expected an integer"),
-        ({"batch_size": 106}, ValueError, "batch_size: .*106"),
-        ({"chunk_size": 0}, ValueError, "chunk_size: expected an integer of at least 1"),
-        ({"evaluate_every": 0}, ValueError, "evaluate_every: expected an integer of at least 1"),
-        ({"num_samples": 0}, ValueError, "num_samples: expected an integer of at least 1"),
-        ({"optimizer": "adam"}, TypeError, "optimizer: expected an optax transformation, got str"),
-        ({"optimizer": optax.adam}, TypeError, "optimizer: .*, got function; call it"),
-        (
-            {"optimizer": optax.contrib.reduce_on_plateau()},
-            TypeError,
-            "optimizer: expected one whose update takes gradient, state and parameters, got .*value",
-        ),
-        ({"test": np.ones((2, 5))}, ValueError, "test: expected 6 columns"),
-        ({"test": "x"}, TypeError, "test: expected an array of numbers, got str"),
-        ({"test": np.ones(6)}, ValueError, "test: expected 2 dimensions"),
-        ({"test": np.full((2, 6), np.nan)}, ValueError, r"test: expected finite numbers, got nan at \[0, 0\]"),
-        ({"vae": net(None, Bernoulli())}, ValueError, "x: expected values in the support"),
-        ({"vae": data()}, TypeError, "vae: expected a net from glmvae.nets, got ArrayImpl"),
-        ({"callbacks": print}, TypeError, "callbacks: expected a list of functions, got builtin_function"),
-        ({"callbacks": (f for f in [print])}, TypeError, "callbacks: expected a list of functions, got generator"),
-        ({"callbacks": [print, 3]}, TypeError, r"callbacks: expected functions, got int at \[1\]"),
-        ({"callbacks": [print, lambda: 3]}, TypeError, r"callbacks\[1\]: expected a function of the run, got one"),
-        ({"beta": lambda: 1.0}, TypeError, "beta: expected a function of the step, got one"),
-        ({"beta": lambda step: 1j}, TypeError, "beta: expected a schedule that returns a number, got 1j"),
-        ({"beta": lambda step: step > 3}, TypeError, "beta: expected a schedule that returns a number"),
-        ({"beta": 2.0}, TypeError, r"beta: expected a function of the step or None, got float; .*with_beta"),
-        ({"beta": lambda step: -1.0}, ValueError, "beta: expected a schedule of finite numbers .* got -1 at step 0"),
-        ({"beta": lambda step: 1.0 - step / 20}, ValueError, "beta: .* got -0.0.* at step 21"),
-        ({"beta": lambda step: jnp.log(step)}, ValueError, "beta: .* got -inf at step 0"),
-        ({"beta": lambda step: "1"}, TypeError, "beta: expected a schedule that returns a number, got '1'"),
-        ({"beta": lambda step: None}, TypeError, "beta: expected a schedule that returns a number, got None"),
-        ({"beta": lambda step: jnp.ones(2)}, ValueError, r"beta: .* returns a scalar, got shape \(2,\)"),
-        ({"beta": lambda step: min(step, 1)}, TypeError, r"beta: expected a schedule in jax.numpy"),
-        ({"beta": lambda step: np.minimum(step, 1)}, TypeError, r"beta: expected a schedule in jax.numpy"),
-        ({"checkpoint": 3}, TypeError, "checkpoint: expected a path, got int"),
-    ],
-)
-def test_wrong_arguments_are_named(changes, error, message):
-    with pytest.raises(error, match=message):
-        run(**changes)
-
-
-@pytest.mark.any_precision
-def test_a_key_is_a_key_and_a_dispersion_of_0_is_named():
-    for key in (0, None, "0"):
-        with pytest.raises(TypeError, match=r"key: expected .*jax.random.key\(0\)"):
-            training.train(key, net(), data(), steps=1)
-    perfect = jax.tree.map(lambda leaf: leaf, net())
-    leaves, structure = jax.tree.flatten(perfect.objective)
-    perfect.objective = nnx.data(jax.tree.unflatten(structure, [*leaves[:-1], jnp.zeros(())]))  # as a fit may end
-    with pytest.raises(ValueError, match="dispersion: expected a positive"):
-        training.train(KEY, perfect, data(), steps=1)
-
-
-@pytest.mark.any_precision
-def test_a_fixed_dispersion_is_not_learned():
-    x = (data() > 1).astype(float)
-    vae = net(None, Bernoulli())
-    with pytest.raises(ValueError, match=r"learn_dispersion: Bernoulli\(\) fixes it at 1"):
-        training.train(KEY, vae, x, steps=1, learn_dispersion=True)
-    run = training.train(KEY, vae, x, steps=1, batch_size=BATCH, optimizer=ADAM, chunk_size=500)
-    assert float(run.dispersion) == 1
-
-
-@pytest.mark.any_precision
-def test_digits_lost_on_the_way_into_the_net_are_a_warning():
-    x = 1e8 + np.random.default_rng(0).normal(size=(50, COLUMNS))
-    vae = net("float32", STANDARD)
-    with pytest.warns(UserWarning, match="x: column 0 loses its digits in float32"):
-        training.train(KEY, vae, x, steps=1, batch_size=50)
-    for fine in (x - 1e8, np.full((50, COLUMNS), 0.1), np.arange(300).reshape(50, COLUMNS)):  # a warning is an error
-        training.train(KEY, vae, fine, steps=1, batch_size=50)
-
-
-@pytest.mark.any_precision
-def test_poisson_counts_with_offsets_train():
-    """The offset is part of eta: with it a constant rate is learned, whatever the exposure."""
-    rng = np.random.default_rng(0)
-    exposure = rng.integers(1, 100, size=(ROWS, 1)).astype(float)
-    x = rng.poisson(0.3 * exposure, size=(ROWS, COLUMNS)).astype(float)
-    rows = Rows(x, offset=np.log(exposure))
-    vae = net(None, Objective(Poisson(), beta=50.0), standardise=nets.standardisation(rows, Poisson()))
-    nnx.update(vae, jax.tree.map(jnp.zeros_like, nnx.state(vae, nnx.Param)))
-    options = {"steps": 400, "batch_size": ROWS, "optimizer": optax.adam(2e-2), "chunk_size": 400}
-    rate = np.exp(np.asarray(training.train(KEY, vae, rows, **options).vae.intercept))
-    np.testing.assert_allclose(rate, x.sum(0) / exposure.sum(), atol=0.01)
-    assert (np.exp(np.asarray(training.train(KEY, vae, x, **options).vae.intercept)) > 5).all()

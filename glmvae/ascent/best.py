@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from glmvae import _checks
 from glmvae.ascent.posteriors import exact_steps, no_change, prior_like
 from glmvae.blocks import per_row
-from glmvae.model import Posterior, as_model
+from glmvae.model import Posterior, as_model, require_density
 from glmvae.sources import as_source
 
 
@@ -51,7 +51,7 @@ def best_posterior(model: Any, x: ArrayLike, *, tolerance: float = 1e-6, max_ste
     """
     _checks.positive(tolerance, "tolerance")
     max_steps = _checks.integer(max_steps, "max_steps")
-    model = as_model(model)
+    model = require_density(as_model(model))
     source = as_source(x, columns=model.loadings.shape[0])
     decoder, dtype = model.decoder, model.loadings.dtype
     return per_row(

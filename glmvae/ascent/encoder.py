@@ -67,14 +67,18 @@ def best_encoder(problem: Problem, decoder: Affine, objective: Objective, poster
     here = at(_encoder(whitened, inverse_root, covariance, dtype))
     for _ in range(_ROUNDS):
         curvature = _curvature(here, decoder, objective)
-        before, covariance = here.elbo, float(objective.beta) * np.linalg.inv(curvature)
+        best = float(objective.beta) * np.linalg.inv(curvature)
 
-        def at_whitened(whitened: np.ndarray, covariance: np.ndarray = covariance) -> _Sums:
+        def at_whitened(whitened: np.ndarray, covariance: np.ndarray = best) -> _Sums:
             return at(_encoder(whitened, inverse_root, covariance, dtype))
 
-        whitened = _climbed(whitened, curvature, at_whitened, inverse_root)
-        here = at_whitened(whitened)
-        if not (here.elbo - before) / count > _TOLERANCE + _RELATIVE * abs(here.elbo / count):
+        climbed = _climbed(whitened, curvature, at_whitened, inverse_root)
+        there = at_whitened(climbed)
+        if not there.elbo > here.elbo:
+            break
+        gain = (there.elbo - here.elbo) / count
+        whitened, covariance, here = climbed, best, there
+        if not gain > _TOLERANCE + _RELATIVE * abs(here.elbo / count):
             break
     found = _encoder(whitened, inverse_root, covariance, dtype)
     bias = found.bias - found.weight @ np.asarray(data.mean)
@@ -91,8 +95,9 @@ def _climbed(
 
     def negative(scaled: np.ndarray) -> tuple[float, np.ndarray]:
         sums = at(np.linalg.solve(root.T, scaled.reshape(start.shape)))
-        gradient = np.concatenate([sums.cross @ inverse_root, sums.residual[:, None]], axis=1)
-        return -float(sums.elbo / sums.num_rows), -np.linalg.solve(root, gradient).ravel() / sums.num_rows
+        with np.errstate(over="ignore", invalid="ignore"):  # a step too long, which the line search shortens
+            gradient = np.concatenate([sums.cross @ inverse_root, sums.residual[:, None]], axis=1)
+            return -float(sums.elbo / sums.num_rows), -np.linalg.solve(root, gradient).ravel() / sums.num_rows
 
     options = {"maxiter": _STEPS, "maxcor": 8, "ftol": _RELATIVE / 10, "gtol": 1e-6}
     found = minimize(negative, (root.T @ start).ravel(), jac=True, method="L-BFGS-B", options=options)

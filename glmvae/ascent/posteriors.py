@@ -98,8 +98,9 @@ def prior_like(decoder: Affine) -> RowPosteriors:
         covariance = jnp.linalg.inv(jnp.eye(units, dtype=dtype) + loadings.T @ loadings)
         log_det = jnp.linalg.slogdet(covariance)[1]
     first, second, _ = upper_triangle(units)
-    packed: Array = jnp.asarray(covariance[first, second], dtype)[None]
-    return RowPosteriors(jnp.zeros((1, units), dtype), packed, jnp.asarray(log_det, dtype)[None], jnp.zeros(1, dtype))
+    numpy: Any = np if isinstance(covariance, np.ndarray) else jnp
+    packed, log_det = numpy.asarray(covariance[first, second], dtype)[None], numpy.asarray(log_det, dtype)[None]
+    return RowPosteriors(numpy.zeros((1, units), dtype), packed, log_det, numpy.zeros(1, dtype))
 
 
 class PosteriorStore(Store):

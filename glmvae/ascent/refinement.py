@@ -99,6 +99,7 @@ def refine(
         raise ValueError(f'method: expected "exact" or "entry", got {method!r}{advice}')
     _checks.positive(tolerance, "tolerance")
     max_rounds = _checks.integer(max_rounds, "max_rounds")
+    _checks.on_host("refine", optimum=optimum, x=x)
     model = as_model(optimum, "optimum")
     if isinstance(x, Moments):
         raise TypeError("x: expected rows, got Moments, which `tighten` takes")
@@ -204,8 +205,8 @@ def _refined(
         lower_bound=value if method == "entry" else None,
         posterior=posterior,
         history=jax.device_put(np.asarray(climb.history, decoder.loadings.dtype)),
-        converged=jnp.asarray(climb.converged),
-        dispersion_estimated=jnp.asarray(problem.free_dispersion),
+        converged=jax.device_put(climb.converged),
+        dispersion_estimated=jax.device_put(problem.free_dispersion),
     )
 
 

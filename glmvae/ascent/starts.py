@@ -4,7 +4,7 @@ A closed-form start is probabilistic PCA of whitened scores g_ij / sqrt(w_j), th
 whose weights are averaged over the rows, so that offsets, covariates, trials an entry and missing entries have a
 place in it:
 
-    zero            the expansion at eta = 0
+    zero            the expansion at eta = 0, or where the offset's level leaves eta there
     null            at the intercept-only GLM
     log-response    at the intercept-only GLM, the score w (link((x + mu) / 2) - eta0) in place of x - mu, which a
                     single large count cannot dominate
@@ -16,15 +16,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from glmvae._frames import shown
 from glmvae.ascent.climb import Climb, Problem, State, at_decoder
 from glmvae.ascent.posteriors import PosteriorStore, exact_pass
 from glmvae.blocks import total
-from glmvae.expansion import working_weight
+from glmvae.expansion import null_predictor, working_weight
 from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows, observed, row_sum
 from glmvae.spectral import decompose
@@ -32,6 +34,7 @@ from glmvae.spectral import decompose
 # Steps of the q for the decoder of a start; enough to tell which of several is the best.
 _STEPS = 12
 _TELLING_STEPS = 8
+_RACE = 10
 _SHORTER = 4
 _NULL_ROUNDS = 50
 
@@ -39,12 +42,13 @@ _NULL_ROUNDS = 50
 class FirstLook(NamedTuple):
     """The rows summed up in the first pass.
 
-    ``mean`` of the observed entries of each column and ``entries``, their weighted number, (d,); ``num_rows``;
-    ``constant``, the mean over rows of what of log p depends on x alone.
+    ``mean`` of the observed entries of each column and ``entries``, their weighted number, (d,); ``level`` of the
+    offsets, log mean exp, (d,); ``num_rows``; ``constant``, the mean over rows of what of log p depends on x alone.
     """
 
     mean: Float[Array, " d"]
     entries: Float[Array, " d"]
+    level: Float[np.ndarray, " d"]
     num_rows: Float[Array, ""]
     constant: float
 
@@ -55,13 +59,16 @@ def first_look(problem: Problem, objective: Objective, num_covariates: int) -> F
     Raises:
         ValueError: values out of the support; a column without any entry.
     """
-    sums, entries, count, constant = total(
-        _look, problem.source, objective, family=objective.family, num_covariates=num_covariates
-    )
+    options: dict[str, Any] = {"family": objective.family, "num_covariates": num_covariates}
+    (sums, entries, count, constant), level = total(_look, problem.source, objective, add=_looked, **options)
     none = np.asarray(entries) == 0
     if none.any():
-        raise ValueError(f"missing: expected an entry in every column, got none at [{int(np.flatnonzero(none)[0])}]")
-    return FirstLook(sums / entries, entries, count, float(constant) / float(count))
+        column = int(np.flatnonzero(none)[0])
+        named = shown(column, problem.source.column_names)
+        raise ValueError(f"missing: expected an entry in every column, got none at [{column}]{named}")
+    mean = jax.device_put(np.asarray(sums) / np.asarray(entries))
+    level = np.asarray(level) - np.log(np.asarray(entries))
+    return FirstLook(mean, entries, level, count, float(constant) / float(count))
 
 
 def _look(rows: Rows, _: None, objective: Objective) -> tuple[Any, None]:
@@ -69,12 +76,21 @@ def _look(rows: Rows, _: None, objective: Objective) -> tuple[Any, None]:
     constant = row_sum(
         rows, objective.family.for_rows(rows).saturated_log_prob(rows.x, objective.dispersion_of_entries)
     )
-    return (
+    counts = observed(rows, jnp.broadcast_to(weight, rows.x.shape))
+    offset = jnp.zeros((1, 1), rows.x.dtype) if rows.offset is None else rows.offset
+    level = jax.scipy.special.logsumexp(jnp.broadcast_to(offset, rows.x.shape), axis=0, b=counts)
+    sums = (
         jnp.sum(observed(rows, weight * rows.x), axis=0),
-        jnp.sum(observed(rows, jnp.broadcast_to(weight, rows.x.shape)), axis=0),
+        jnp.sum(counts, axis=0),
         jnp.sum(rows.weight),
         jnp.sum(jnp.where(rows.weight > 0, rows.weight * constant, 0.0)),
-    ), None
+    )
+    return (sums, level), None
+
+
+@jax.jit
+def _looked(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a[0], b[0]), jnp.logaddexp(a[1], b[1])
 
 
 def null_model(
@@ -82,14 +98,13 @@ def null_model(
 ) -> tuple[Affine, float]:
     """No latent unit at work, and its value in nats per row: the GLM of intercept, offset and covariates."""
     dtype = np.asarray(decoder.loadings).dtype
-    columns = decoder.loadings.shape[0]
-    loadings = np.zeros((columns, 0), dtype)
+    loadings = np.zeros((decoder.loadings.shape[0], 0), dtype)
     coefficients = None if decoder.coefficients is None else np.zeros(decoder.coefficients.shape, dtype)
     if plain:
-        null = Affine(loadings, objective.family.null_predictor(look.mean))
+        null = Affine(loadings, null_predictor(objective.family, look.mean))
         value = total(_null_value, problem.source, null, objective, family=objective.family, check=False)
         return null, float(value) / float(look.num_rows)
-    start = Affine(loadings, np.zeros(columns, dtype), coefficients)
+    start = Affine(loadings, -look.level.astype(dtype), coefficients)
     store = PosteriorStore(start)
     fixed = Problem(problem.source, exact_pass, False)
     state = at_decoder(fixed, store, start, objective, steps=0, constant=look.constant)
@@ -117,7 +132,8 @@ def best_start(
     """The given decoder, if it knows of all that the rows bring and is above the null model; else the best start.
 
     Where the rows bring an offset, covariates, trials or missing entries, of which the given decoder may know nothing,
-    all starts are scored, so that little depends on it.
+    all starts are scored, so that little depends on it. Where it is nevertheless the best of them, and not yet at its
+    own optimum, it has to stay so for a few rounds: a start that scores well may lead nowhere.
     """
 
     def reached(decoder: Affine, steps: int) -> tuple[State, PosteriorStore]:
@@ -133,14 +149,29 @@ def best_start(
     units = given.latent_dim
     candidates = [_padded(null, units)]
     for kind in ("zero", "null", "log-response") if units else ():
-        start = closed_form_start(problem, null, objective, kind, units)
+        at = Affine(null.loadings, -look.level.astype(null.intercept.dtype), null.coefficients)
+        start = closed_form_start(problem, at if kind == "zero" else null, objective, kind, units)
         # Loadings too long for the family (the zero start of large counts) may do better when shorter.
         candidates += [_shortened(start, 0.5**i) for i in range(_SHORTER)]
-    for candidate in candidates:
+    other = reached(candidates[0], _TELLING_STEPS)
+    for candidate in candidates[1:]:
         found = reached(candidate, _TELLING_STEPS)
-        if not best[0].elbo >= found[0].elbo:
-            best = found
-    return best
+        if not other[0].elbo >= found[0].elbo:
+            other = found
+    if not best[0].elbo >= other[0].elbo:
+        return other
+    if best[0].step.gain < tolerance or not np.isfinite(other[0].elbo):
+        return best
+    raced = [_climbed(problem, *pair, tolerance=tolerance) for pair in (best, other)]
+    return best if raced[0] >= raced[1] else other
+
+
+def _climbed(problem: Problem, state: State, store: PosteriorStore, *, tolerance: float) -> float:
+    """What a few rounds from a state reach; its posteriors stay as they are."""
+    quiet: dict[str, Any] = {"tolerance": tolerance, "max_rounds": _RACE, "report": lambda value: None}
+    climb = Climb(problem, store.copied(), state, **quiet)
+    climb.ascend()
+    return climb.state.elbo
 
 
 def _padded(null: Affine, units: int) -> Affine:
@@ -151,19 +182,18 @@ def _shortened(decoder: Affine, length: float) -> Affine:
     return Affine(length * np.asarray(decoder.loadings), decoder.intercept, decoder.coefficients)
 
 
-def closed_form_start(problem: Problem, null: Affine, objective: Objective, kind: str, units: int) -> Affine:
-    """One of the three starts, around the null model."""
-    at = null if kind != "zero" else Affine(null.loadings, np.zeros_like(null.intercept), null.coefficients)
+def closed_form_start(problem: Problem, at: Affine, objective: Objective, kind: str, units: int) -> Affine:
+    """One of the three starts, around a model without latent units."""
     f = _responses if kind == "log-response" else _scores
     sums = total(
         f, problem.source, at, objective, family=objective.family, check=False, num_covariates=at.num_covariates
     )
     total_, gram, weights, count = (np.asarray(a, np.float64) for a in sums)
     mean, gram, weights = total_ / count, gram / count, weights / count
-    usable = (weights > 0) & np.isfinite(weights)
+    usable = (weights > 0) & np.isfinite(weights) & np.isfinite(mean)
     scale = np.where(usable, 1 / np.sqrt(np.where(usable, weights, 1.0)), 0.0)
     spread = (gram - np.outer(mean, mean)) * scale[:, None] * scale
-    dtype = null.intercept.dtype
+    dtype = at.intercept.dtype
     values, vectors = (np.asarray(a) for a in decompose(np.where(np.isfinite(spread), spread, 0.0).astype(dtype)))
     length = np.sqrt(np.maximum(values[:units] - float(objective.beta), 0.0))
     loadings = (vectors[:, :units] * scale[:, None] * length).astype(dtype)

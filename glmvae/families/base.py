@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from glmvae import _checks
 from glmvae.families.calculus import derivative, inverse_of_mean, terms_by_quadrature
 from glmvae.families.scale import apply_scale, as_floats, at_scale_one
-from glmvae.families.support import Support, of_rank
+from glmvae.families.support import Support, of_rank, refuse_value
 from glmvae.families.trees import is_same, register
 
 if TYPE_CHECKING:
@@ -278,7 +278,16 @@ class Family:
             TypeError: x is not numeric.
             ValueError: it names the first bad entry and its index.
         """
-        _checks.in_support(_checks.numeric(x, "x"), self, "x")
+        x = _checks.numeric(x, "x")
+        if not _checks.concrete((x, self)):
+            _checks.finite(x, "x")
+            return
+        if x.ndim and self.columns not in (None, x.shape[-1]):
+            raise ValueError(f"x: expected {self.columns} columns, the number {self!r} is for, got {x.shape[-1]}")
+        with _checks.at_once():
+            bad = ~np.asarray(self.support.contains(x))
+        if bad.any():
+            refuse_value(np.asarray(x), bad, self, (0,) * bad.ndim, "x")
 
     def __eq__(self, other: object) -> bool:
         names = [f.name for f in dataclasses.fields(self)]

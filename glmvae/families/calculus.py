@@ -44,40 +44,32 @@ def inverse(mean: Callable[[Array], Array], target: Array) -> Array:
     By doubling a bracket and bisecting it to the last digit; infinite where the target lies at or beyond what the mean
     tends to. Differentiable to any order, in the target and in what the mean depends on (implicit function theorem).
     """
+    # The mean is called for several arguments at once, since it may be a long program.
     largest = float(jnp.finfo(target.dtype).max)
     one = jnp.ones_like(target)
-    sign = jnp.where(mean(one) >= mean(-one), 1.0, -1.0).astype(target.dtype)
+    right, left, last, first = mean(jnp.stack([one, -one, largest * one, -largest * one]))
+    sign = jnp.where(right >= left, 1.0, -1.0).astype(target.dtype)
+    at_most, at_least = jnp.where(sign > 0, last, first), jnp.where(sign > 0, first, last)  # what the mean tends to
 
-    def is_low(t: Array) -> Array:
-        return mean(sign * t) < target
+    def widen(bracket: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        low, high, _ = bracket
+        at_low, at_high = mean(sign * jnp.stack([low, high]))
+        below, above = (at_low > target) & (low > -largest / 2), (at_high < target) & (high < largest / 2)
+        new_low = jnp.where(below, 2 * low, jnp.where(above, high, low))
+        new_high = jnp.where(above, 2 * high, jnp.where(below, low, high))
+        return new_low, new_high, jnp.any(below | above)
 
-    def is_high(t: Array) -> Array:
-        return mean(sign * t) > target
+    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = 0.5 * low + 0.5 * high
+        below = mean(sign * middle) < target
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
     def solve(_: Any, start: Array) -> Array:
-        def outside(bracket: tuple[Array, Array]) -> Array:
-            low, high = bracket
-            return jnp.any((is_high(low) & (low > -largest / 2)) | (is_low(high) & (high < largest / 2)))
-
-        def widen(bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = bracket
-            below, above = is_high(low), is_low(high)
-            new_low = jnp.where(below, 2 * low, jnp.where(above, high, low))
-            return new_low, jnp.where(above, 2 * high, jnp.where(below, low, high))
-
-        def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = bracket
-            middle = 0.5 * low + 0.5 * high
-            below = is_low(middle)
-            return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-        low, high = jax.lax.while_loop(outside, widen, (start - 1, start + 1))
+        low, high, _ = jax.lax.while_loop(lambda bracket: bracket[2], widen, (start - 1, start + 1, jnp.asarray(True)))
         low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
         root = 0.5 * low + 0.5 * high
-        # at_least, at_most: what the mean tends to, so that a target there has no finite eta
-        at_most, at_least = mean(sign * largest * one), mean(-sign * largest * one)
-        root = jnp.where(target >= at_most, jnp.inf, jnp.where(target <= at_least, -jnp.inf, root))
-        return sign * root
+        return sign * jnp.where(target >= at_most, jnp.inf, jnp.where(target <= at_least, -jnp.inf, root))
 
     def slope(g: Callable[[Array], Array], y: Array) -> Array:
         return y / g(jnp.ones_like(y))

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from glmvae.families.base import Family
-from glmvae.families.support import Support
+from glmvae.families.support import Support, check_support
 
 REAL_LINE = Support()
 
@@ -30,13 +30,14 @@ class CustomFamily(Family):
         limits: the :class:`Support`.
         sampler: ``(key, mean, dispersion) -> x``, if you want :meth:`sample`.
         remainder: ``(step, start, x, dispersion) -> (lower, upper)``, bounds of log p at t = start + step less its
-            quadratic at ``start``, if you want :func:`~glmvae.bounds.remainder_bounds`. Here t = rho eta, and x is None
-            where the activation is canonical and none was given.
+            quadratic at ``start``, if you want :func:`~glmvae.elbo.bounds.remainder_bounds`. Here t = rho eta, and x is
+            None where the activation is canonical and none was given.
         expected_remainder: ``(mean, variance, start, x, dispersion) -> (lower, upper)``, bounds of its expectation
             where the step is N(mean, variance).
 
     Raises:
-        TypeError: something that is not a function; it names the argument.
+        TypeError: something that is not a function, limits that are no Support; it names the argument.
+        ValueError: limits between which there is nothing.
 
     The functions are part of the pytree's structure: keep them at module level, since a new lambda is a new
     family to ``jit``. ``Moments`` carry K at phi = 1.
@@ -83,6 +84,7 @@ class CustomFamily(Family):
         for name, f in functions.items():
             if not callable(f) and (f is not None or name == "normalizer"):
                 raise TypeError(f"{name}: expected a function, got {type(f).__name__}")
+        check_support(limits, "limits")
         functions |= {"bounds": functions.pop("remainder"), "expected_bounds": functions.pop("expected_remainder")}
         for name, value in {**functions, "limits": limits, "activation_scale": activation_scale}.items():
             object.__setattr__(self, name, value)

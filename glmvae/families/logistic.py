@@ -101,7 +101,7 @@ class Binomial(LogisticFamily):
 
     static: ClassVar[tuple[str, ...]] = ("few",)
 
-    trials: ArrayLike | None
+    trials: Any
     #: No trials are many: known where they are numbers when the family is made.
     few: bool = dataclasses.field(default=False, init=False)
 
@@ -137,7 +137,7 @@ class Binomial(LogisticFamily):
 
     @property
     def columns(self) -> int | None:
-        return np.shape(self.trials)[0] if np.ndim(self.trials) == 1 else None  # type: ignore[arg-type]
+        return np.shape(self.trials)[0] if np.ndim(self.trials) == 1 else None
 
     def of_column(self, column: int) -> Family:
         return self if self.columns is None else replaced(self, trials=np.asarray(self.trials)[column])
@@ -221,7 +221,7 @@ class NegativeBinomial(LogisticFamily):
         -1.674
     """
 
-    size: ArrayLike
+    size: Any
 
     kind = Kind(given_trials=False, few=False)
     curvature_is_constant = False

@@ -46,7 +46,8 @@ def binomial(key: Array, trials: Array, logit: Array) -> Array:
 def _rounded(key: Array, mean: Array, variance: Array, third: Array, fourth: Array) -> Array:
     """Integers with these cumulants."""
     z = jax.random.normal(key, mean.shape, mean.dtype)
-    sd = jnp.sqrt(variance - 1 / 12)
-    skewness, kurtosis = third / variance / sd, fourth / variance**2
+    variance = variance - 1 / 12
+    sd = jnp.sqrt(variance)
+    skewness, kurtosis = third / variance / sd, (fourth + 1 / 120) / variance / variance
     w = z + (z**2 - 1) * skewness / 6 + (z**3 - 3 * z) * kurtosis / 24 - (2 * z**3 - 5 * z) * skewness**2 / 36
     return jnp.round(jnp.maximum(mean + sd * w, 0.0))

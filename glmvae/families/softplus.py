@@ -93,53 +93,63 @@ def expected_excess(order: int, mean: Array, variance: Array) -> Array:
     singularity of softplus lies pi away from the real line. Its step must shrink with the spread s, so wide
     Gaussians use Gauss-Legendre panels on the half line instead, where r is smooth and the Gaussian wide.
     """
-    dtype = jnp.result_type(mean, variance)
-    nodes, window, widest, edges, panel_order = _RULES["float64" if dtype == jnp.float64 else "float32"]
-    mean, variance = jnp.broadcast_arrays(jnp.asarray(mean, dtype), jnp.asarray(variance, dtype))
-    distance, sd = jnp.abs(mean), jnp.sqrt(variance)
-
-    def trapezoid(distance: Array, sd: Array) -> Array:
-        offsets = np.linspace(-window, window, nodes)
-        weight = (offsets[1] - offsets[0]) / np.sqrt(2 * np.pi)
-        # The integrand peaks at Z = s, or where softplus bends, whichever comes first.
-        peak = jnp.minimum(sd, distance / jnp.maximum(sd, jnp.finfo(dtype).tiny))
-        z = peak[..., None] + jnp.asarray(offsets, dtype)
-        values = _derivative(order, sd[..., None] * z - distance[..., None]) * jnp.exp(-0.5 * z**2)
-        return jnp.sum(values, axis=-1) * jnp.asarray(weight, dtype)
-
-    def half_line(distance: Array, sd: Array) -> Array:
-        points, weights = np.polynomial.legendre.leggauss(panel_order)
-        half = np.diff(edges)[:, None] / 2
-        u = jnp.asarray((np.asarray(edges[:-1])[:, None] + half * (points + 1)).ravel(), dtype)
-        r = jnp.asarray((half * weights).ravel() / np.sqrt(2 * np.pi), dtype) * _derivative(order, -u)
-        sd = sd[..., None]
-
-        def gaussian(t: Array) -> Array:
-            return jnp.exp(-0.5 * (t / sd) ** 2) / sd
-
-        near, far = gaussian(distance[..., None] - u), gaussian(distance[..., None] + u)
-        total = jnp.sum(r * (near + (-1.0) ** order * far), axis=-1)
-        ratio = distance / sd[..., 0]
-        if order == 0:  # plus E max(eta, 0)
-            density = jnp.exp(-0.5 * ratio**2) / math.sqrt(2 * math.pi)
-            total = total + sd[..., 0] * (density - ratio * jax.scipy.stats.norm.sf(ratio))
-        elif order == 1:  # plus P(eta > 0)
-            total = total + jax.scipy.stats.norm.sf(ratio)
-        return total
-
+    mean, variance = jnp.broadcast_arrays(*(jnp.asarray(a, jnp.result_type(mean, variance)) for a in (mean, variance)))
+    distance, sd, widest = jnp.abs(mean), jnp.sqrt(variance), _rule(mean.dtype)[2]
     wide = sd > widest
     base = jax.lax.cond(
         jnp.any(wide),
         lambda: jnp.where(
             wide,
-            half_line(distance, jnp.maximum(sd, widest)),
-            trapezoid(distance, jnp.minimum(sd, widest)),
+            _half_line(order, distance, jnp.maximum(sd, widest)),
+            _trapezoid(order, distance, jnp.minimum(sd, widest)),
         ),
-        lambda: trapezoid(distance, sd),
+        lambda: _trapezoid(order, distance, sd),
     )
     if order == 1:
         base = jnp.where(mean == 0, 0.0, base)  # sigmoid is 1/2 there, and so is the step
-    return jnp.where(mean > 0, (-1.0) ** order, 1.0).astype(dtype) * base
+    return jnp.where(mean > 0, (-1.0) ** order, 1.0).astype(mean.dtype) * base
+
+
+def _rule(dtype: jnp.dtype) -> tuple:
+    return _RULES["float64" if dtype == jnp.float64 else "float32"]
+
+
+def _nodes(values: np.ndarray, like: Array) -> Array:
+    """Along an axis behind those of ``like``."""
+    return jnp.asarray(values, like.dtype).reshape((1,) * like.ndim + (-1,))
+
+
+def _trapezoid(order: int, distance: Array, sd: Array) -> Array:
+    nodes, window, *_ = _rule(sd.dtype)
+    offsets = np.linspace(-window, window, nodes)
+    weight = (offsets[1] - offsets[0]) / np.sqrt(2 * np.pi)
+    # The integrand peaks at Z = s, or where softplus bends, whichever comes first.
+    peak = jnp.minimum(sd, distance / jnp.maximum(sd, jnp.finfo(sd.dtype).tiny))
+    z = peak[..., None] + _nodes(offsets, sd)
+    values = _derivative(order, sd[..., None] * z - distance[..., None]) * jnp.exp(-0.5 * z**2)
+    return jnp.sum(values, axis=-1) * jnp.asarray(weight, sd.dtype)
+
+
+def _half_line(order: int, distance: Array, sd: Array) -> Array:
+    *_, edges, panel_order = _rule(sd.dtype)
+    points, weights = np.polynomial.legendre.leggauss(panel_order)
+    half = np.diff(edges)[:, None] / 2
+    u = _nodes(np.asarray(edges[:-1])[:, None] + half * (points + 1), sd)
+    r = _nodes(half * weights / np.sqrt(2 * np.pi), sd) * _derivative(order, -u)
+    spread = sd[..., None]
+
+    def gaussian(t: Array) -> Array:
+        return jnp.exp(-0.5 * (t / spread) ** 2) / spread
+
+    near, far = gaussian(distance[..., None] - u), gaussian(distance[..., None] + u)
+    total = jnp.sum(r * (near + (-1.0) ** order * far), axis=-1)
+    ratio = distance / sd
+    if order == 0:  # plus E max(eta, 0)
+        density = jnp.exp(-0.5 * ratio**2) / math.sqrt(2 * math.pi)
+        return total + sd * (density - ratio * jax.scipy.stats.norm.sf(ratio))
+    if order == 1:  # plus P(eta > 0)
+        return total + jax.scipy.stats.norm.sf(ratio)
+    return total
 
 
 @expected_excess.defjvp
@@ -148,13 +158,3 @@ def _expected_excess_jvp(order: int, primals: tuple, tangents: tuple) -> tuple[A
     (mean, variance), (dm, dv) = primals, tangents
     tangent = expected_excess(order + 1, mean, variance) * dm
     return expected_excess(order, mean, variance), tangent + 0.5 * expected_excess(order + 2, mean, variance) * dv
-
-
-def expected_softplus(mean: Array, variance: Array) -> Array:
-    """``E log(1 + e^(m + sqrt(v) Z))``; see :func:`expected_excess` for its accuracy."""
-    return jnp.maximum(mean, 0.0) + expected_excess(0, mean, variance)
-
-
-def expected_sigmoid(mean: Array, variance: Array) -> Array:
-    """``E sigmoid(m + sqrt(v) Z)``."""
-    return jnp.heaviside(mean, 0.5) + expected_excess(1, mean, variance)

@@ -143,9 +143,13 @@ def exp_remainder(w: Array) -> Array:
 @jax.jit
 def lognormal_gap(t: Array, variance: Array) -> Array:
     """E e^(t + sqrt(v) Z) - e^t, neither cancelling nor overflowing before the result does."""
-    narrow = variance < 2
-    close = jnp.exp(t) * jnp.expm1(0.5 * jnp.where(narrow, variance, 0.0))
-    return jnp.where(narrow, close, jnp.exp(t + 0.5 * variance) - jnp.exp(t))
+    narrow, base = variance < 2, jnp.exp(t)
+    gap = jnp.where(
+        narrow,
+        base * jnp.expm1(0.5 * jnp.where(narrow, variance, 0.0)),
+        jnp.exp(t + 0.5 * variance) - base,
+    )
+    return jnp.where(jnp.isinf(base), base, gap)
 
 
 @jax.custom_jvp

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+
+from glmvae import _checks
+
+if TYPE_CHECKING:
+    from glmvae.families.base import Family
 
 
 class Support(NamedTuple):
@@ -34,6 +39,36 @@ class Support(NamedTuple):
         return f"{left}, {name}" + (")" if np.all(np.isinf(upper)) else "]")
 
 
+def check_support(value: Any, name: str) -> None:
+    """Limits with something between them.
+
+    Raises:
+        TypeError: no Support.
+        ValueError: the lower is not below the upper.
+    """
+    if not isinstance(value, Support):
+        raise TypeError(f"{name}: expected a Support such as Support(0.0), got {value!r}")
+    if not np.all(np.asarray(value.lower) < np.asarray(value.upper)):
+        raise ValueError(f"{name}: expected a lower limit below the upper, got {value.lower} and {value.upper}")
+
+
 def of_rank(value: Array, rank: int) -> Array:
     """One value a column, (d,), beside arrays (..., d) of that rank; a scalar stays one."""
     return value.reshape((1,) * (rank - value.ndim) + value.shape) if 0 < value.ndim < rank else value
+
+
+def refuse_value(
+    x: np.ndarray,
+    bad: np.ndarray,
+    family: Family | None,
+    origin: tuple[int, ...],
+    name: str,
+    column_names: tuple[str, ...] | None = None,
+) -> None:
+    """Raise for the first entry that is not finite or out of the support."""
+    value, where = _checks.first_bad(x, bad, origin, column_names)
+    if family is None or not np.isfinite(value):
+        _checks.refuse_first(x, bad, origin, name, column_names)
+    assert family is not None
+    member = family.of_column(int(np.argwhere(bad)[0][-1])) if bad.ndim else family
+    raise ValueError(f"{name}: expected values in the support {member.support} of {member!r}, got {value:g}{where}")

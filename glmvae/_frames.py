@@ -1,0 +1,74 @@
+"""Tables whose columns have names: pandas, polars, whatever has ``columns`` and becomes an array.
+
+Nothing of theirs is imported. Names are the host's: no compiled program depends on them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@jax.tree_util.register_static
+class ColumnNames(tuple[str, ...]):
+    """Names of columns; without leaves, so that a result that keeps them is a pytree of arrays still."""
+
+    __slots__ = ()
+
+
+def is_table(value: Any) -> bool:
+    """Whether a value has columns with names, and becomes an array."""
+    return hasattr(value, "columns") and hasattr(value, "__array__")
+
+
+def names_of(value: Any) -> ColumnNames | None:
+    """The names of a table's columns; None of an array, and where they only count the columns (0, 1, 2, ...)."""
+    if not is_table(value):
+        return None
+    names = list(value.columns)
+    return None if names == list(range(len(names))) else ColumnNames(str(name) for name in names)
+
+
+def shown(index: int, names: tuple[str, ...] | None) -> str:
+    """A column's name as it stands in parentheses behind its index; nothing where it has none."""
+    return "" if names is None else f' (column "{names[index]}")'
+
+
+def values_of(table: Any, name: str) -> np.ndarray:
+    """A table as an array of numbers, booleans among them; what a nullable column lacks is NaN.
+
+    Raises:
+        TypeError: a column of anything else, by its name.
+    """
+    values = np.asarray(table)
+    if values.dtype.kind in "fiub" or values.ndim != 2:
+        return values
+    if values.dtype.kind != "O":
+        raise TypeError(_advice(name, str(next(iter(table.columns))), str(values.dtype)))
+    kinds = [Counter(map(type, column)) for column in values.T]
+    for column, found in zip(table.columns, kinds, strict=True):
+        strange = [kind for kind in found if not (_is_number(kind) or _is_missing(kind))]
+        if strange:
+            raise TypeError(_advice(name, str(column), max(strange, key=found.__getitem__).__name__))
+    if all(issubclass(kind, bool | np.bool_) for found in kinds for kind in found):
+        return values.astype(bool)
+    missing = np.vectorize(lambda entry: _is_missing(type(entry)), otypes=[bool])(values)
+    return np.where(missing, np.nan, values).astype(np.float64)
+
+
+def _is_number(kind: type) -> bool:
+    return issubclass(kind, bool | int | float | np.bool_ | np.integer | np.floating)
+
+
+def _is_missing(kind: type) -> bool:
+    return kind.__name__ in ("NoneType", "NAType")
+
+
+def _advice(name: str, column: str, kind: str) -> str:
+    return (
+        f'{name}: expected columns of numbers, got {kind} in column "{column}"; encode it (one column of booleans a '
+        "value, pandas.get_dummies, say), or leave it out"
+    )

@@ -1,0 +1,49 @@
+"""Entries of rows held to the support of their columns, as they are passed over or looked at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from glmvae import _checks
+from glmvae.families import Family
+from glmvae.families.support import refuse_value
+from glmvae.rows import Rows
+
+# Rows looked at together.
+_BLOCK = 1000
+
+
+def inside(rows: Rows, family: Family | None) -> Array:
+    """Whether each entry is finite and in the support, or missing."""
+    held = jnp.isfinite(rows.x) if family is None else family.for_rows(rows).support.contains(rows.x)
+    return held if rows.missing is None else held | rows.missing
+
+
+def all_inside(rows: Rows, family: Family | None, summand: Any = None) -> Array:
+    """Whether all are."""
+    return jnp.all(inside(rows, family))
+
+
+def refuse_entry(
+    rows: Rows, family: Family | None, first_row: int, name: str, column_names: tuple[str, ...] | None
+) -> None:
+    """Raise for the first entry of some rows that is not finite or out of the support."""
+    with _checks.at_once():
+        bad = ~np.asarray(inside(rows.map(jnp.asarray), family))
+    if bad.any():
+        refuse_value(np.asarray(rows.x), bad, family, (first_row, 0), name, column_names)
+
+
+def look_at(rows: Rows, family: Family | None, name: str) -> None:
+    """Raise for the first entry that is not finite or out of the support, where the family can be looked at."""
+    if _checks.concrete(family):
+        for start in range(0, rows.num_rows, _BLOCK):
+            refuse_entry(_part(rows, slice(start, start + _BLOCK)), family, start, name, rows.column_names)
+
+
+def _part(rows: Rows, part: slice) -> Rows:
+    return rows.map(lambda leaf: leaf if leaf.shape[0] != rows.num_rows else leaf[part])

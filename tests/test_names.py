@@ -1,0 +1,177 @@
+"""Names of columns: kept from a table, shown beside an index, no part of a compiled program."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from compilations import counted
+from tables import all_refused
+
+from glmvae import Rows, diagnose, fit, moments, refine
+from glmvae.families import Bernoulli, Gaussian, Mixed, Poisson
+from glmvae.sources import as_source
+
+pytestmark = pytest.mark.any_precision
+
+N = 40
+RNG = np.random.default_rng(0)
+TABLE = pd.DataFrame(
+    {
+        "smoker": RNG.random(N) < 0.4,
+        "visits": RNG.poisson(2.0, N),
+        "age": RNG.normal(size=N),
+    }
+)
+NAMES = ("smoker", "visits", "age")
+FAMILY = Mixed([(Bernoulli(), [0]), (Poisson(), [1]), (Gaussian(), [2])])
+
+
+class Polars:
+    """What polars shows of a table: a list of names, and an array."""
+
+    def __init__(self, table):
+        self.columns = list(table.columns)
+        self._values = table.to_numpy()
+
+    def __array__(self, dtype=None, copy=None):
+        return self._values
+
+
+def changed(column, row, value, dtype=float):
+    table = TABLE.astype({column: dtype})
+    table.loc[row, column] = value
+    return table
+
+
+def test_a_table_brings_its_names():
+    for table in (TABLE, Polars(TABLE)):
+        rows = Rows(table)
+        assert rows.column_names == NAMES
+        assert rows.x.dtype == np.float64
+        np.testing.assert_array_equal(rows.x, TABLE.astype(float).to_numpy())
+        assert as_source(table).column_names == as_source(rows).column_names == NAMES
+        assert as_source(lambda table=table: [table, table]).column_names == NAMES
+    assert Rows(TABLE[["smoker"]]).x.dtype == bool
+    for plain in (TABLE.to_numpy(float), pd.DataFrame(np.ones((4, 2)))):  # 0, 1 only count the columns
+        assert Rows(plain).column_names is None
+        assert as_source(plain).column_names is None
+    assert Rows(pd.DataFrame({2001: [1.0], 2002: [2.0]})).column_names == ("2001", "2002")
+
+
+def test_rows_rebuilt_have_no_names():
+    rows = Rows(TABLE)
+    leaves, structure = jax.tree.flatten(rows)
+    assert structure == jax.tree.structure(Rows(rows.x))
+    assert jax.tree.unflatten(structure, leaves).column_names is None
+    assert rows.map(np.asarray).column_names is None
+    assert rows.replace(weight=np.ones(N)).column_names is None
+
+
+def test_names_compile_nothing():
+    x = TABLE.to_numpy(np.float64)
+    fit(x, FAMILY, 1, dispersion=1.0)
+    with counted() as found:
+        fit(TABLE, FAMILY, 1, dispersion=1.0)
+    assert found.number == 0
+    with counted() as found:  # the control: another width does
+        moments(np.ones((N, 19)), family=Poisson())
+    assert found.number > 0
+
+
+def test_names_stand_beside_the_index():
+    negative, grey = changed("visits", 3, -1.0), changed("smoker", 5, 2.0)
+    lost, never = changed("age", 7, np.nan), np.isin(np.arange(3), [1])[None]
+    huge = TABLE.astype({"age": float}).assign(age=np.where(np.arange(N) % 2, 1e200, -1e200))
+    half = [TABLE, TABLE[["visits", "smoker", "age"]]]
+    all_refused(
+        [
+            (
+                lambda: moments(negative, family=FAMILY),
+                ValueError,
+                r'of Poisson\(\), got -1 at \[3, 1\] \(column "visits"\)',
+            ),
+            (lambda: moments(Polars(negative), family=FAMILY), ValueError, r'\[3, 1\] \(column "visits"\)$'),
+            (lambda: fit(grey, FAMILY, 1, dispersion=1.0), ValueError, r'got 2 at \[5, 0\] \(column "smoker"\)$'),
+            (lambda: moments(lost), ValueError, r'nan at \[7, 2\] \(column "age"\); .*Rows\(x, missing='),
+            (lambda: moments(lambda: [TABLE, lost]), ValueError, r'nan at \[47, 2\] \(column "age"\)'),
+            (lambda: moments(lost.to_numpy(float)), ValueError, r"nan at \[7, 2\]$"),  # the control: no names
+            (lambda: jax.jit(lambda z: moments(lost).mean + z)(0.0), ValueError, r'\[7, 2\] \(column "age"\)'),
+            (
+                lambda: moments(lambda: half),
+                ValueError,
+                r'expected column "smoker" at \[0\] .* got "visits" in batch 1',
+            ),
+            (lambda: moments(huge), ValueError, r'overflows in float\d+; .*\(column 2, "age", goes from'),
+            (lambda: _refined(Rows(TABLE, missing=never)), ValueError, r'none at \[1\] \(column "visits"\)'),
+            (
+                lambda: diagnose(Rows(TABLE, missing=never), FAMILY, 1, dispersion=1.0),
+                ValueError,
+                r'\(column "visits"\)',
+            ),
+        ]
+    )
+
+
+def _refined(rows):
+    return refine(fit(TABLE, FAMILY, 1, dispersion=1.0), rows)
+
+
+def test_columns_that_are_no_numbers_are_named():
+    words = TABLE.assign(town=["Oslo", "Bergen"] * (N // 2))
+    days = pd.DataFrame({"day": pd.date_range("2020-01-01", periods=N)})
+    mostly = TABLE.astype(object)
+    mostly.loc[4, "visits"] = "many"
+    all_refused(
+        [
+            (lambda: Rows(words), TypeError, r'^x: .*got str in column "town"; encode it'),
+            (lambda: fit(words, Poisson(), 1), TypeError, r'column "town"'),
+            (lambda: Rows(words.astype("category")), TypeError, 'column "town"'),
+            (lambda: Rows(mostly), TypeError, 'got str in column "visits"'),
+            (lambda: Rows(days), TypeError, 'got datetime64.* in column "day"'),
+            (lambda: Rows(TABLE, covariates=words), TypeError, '^covariates: .*column "town"'),
+            (lambda: Rows(np.array([["a"]])), TypeError, "x: expected an array of numbers, got dtype"),
+        ]
+    )
+
+
+def test_nullable_columns_are_numbers_and_what_they_lack_is_missing():
+    table = TABLE.astype({"smoker": "boolean", "visits": "Int64", "age": "Float64"})
+    np.testing.assert_array_equal(Rows(table).x, Rows(TABLE).x)
+    table.loc[2, "visits"] = pd.NA
+    with pytest.raises(ValueError, match=r'nan at \[2, 1\] \(column "visits"\); .*missing='):
+        moments(table, family=FAMILY)
+    rows = Rows(table, missing=table.isna())
+    assert int(np.sum(rows.missing)) == 1
+    found = refine(fit(TABLE, FAMILY, 1, dispersion=1.0), rows, max_rounds=3)
+    assert np.isfinite(found.elbo)
+
+
+def test_covariates_and_offsets_may_be_tables():
+    rows = Rows(TABLE[["age"]], covariates=TABLE[["smoker", "visits"]], offset=TABLE["age"], missing=TABLE[["smoker"]])
+    assert rows.covariates.shape == (N, 2)
+    assert rows.offset.shape == (N, 1)
+    assert rows.column_names == ("age",)
+
+
+def test_a_diagnosis_names_columns():
+    table = pd.DataFrame(RNG.integers(0, 2, (N, 4)), columns=["a", "b", "never", "d"]).assign(never=0)
+    found = diagnose(table, Bernoulli(), 2)
+    assert found.column_names == ("a", "b", "never", "d")
+    assert '1 constant (2 "never"), 1 at an end of the support (2 "never")' in repr(found)
+    plain = diagnose(table.to_numpy(), Bernoulli(), 2)  # the control
+    assert plain.column_names is None
+    assert "1 constant (2), 1 at" in repr(plain)
+    doubled = jax.jit(lambda d: d._replace(beta=2 * d.beta))(found)  # names are no leaves
+    assert doubled.column_names == found.column_names
+    assert float(doubled.beta) == 2
+    assert not any(isinstance(leaf, str) for leaf in jax.tree.leaves(found))
+
+
+def test_no_table_library_is_imported():
+    program = (
+        "import sys, glmvae; assert not {'pandas', 'polars', 'sklearn'} & {m.partition('.')[0] for m in sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
