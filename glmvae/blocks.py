@@ -86,6 +86,7 @@ def sweep(
     size: int | None = None,
     compiled: bool = True,
     on_host: Function | None = None,
+    whole: Callable[[Rows], bool] | None = None,
     name: str = "x",
 ) -> Any:
     """One pass of f over all rows.
@@ -103,6 +104,7 @@ def sweep(
         size: rows of a full block.
         compiled: f is compiled, once for each padded size; otherwise it runs as it is, operation by operation.
         on_host: what stands in for f, uncompiled, where rows lie on the host: it gets them as they come, not cast.
+        whole: whether it gets all rows of a piece at once, without padding; otherwise it has blocks as f has.
 
     Returns:
         The sum, or None where f returns none.
@@ -122,12 +124,13 @@ def sweep(
     args = jax.tree.map(lambda leaf: np.asarray(leaf, dtype) if getattr(leaf, "weak_type", False) else leaf, args)
     with _checks.at_once():  # what is concrete stays so, inside somebody's jit too
         plain = None if on_host is None else _plain(on_host, check)
-        return _pass(run, plain, source, args, family, num_covariates, given, store, add, size, name)
+        return _pass(run, plain, whole, source, args, family, num_covariates, given, store, add, size, name)
 
 
 def _pass(
     run: Callable,
     plain: Callable | None,
+    whole: Callable[[Rows], bool] | None,
     source: Source,
     args: tuple,
     family: Family | None,
@@ -145,7 +148,9 @@ def _pass(
             check_rows(piece, family, num_covariates, name)
         here = plain if plain is not None and _lies_on_host(piece.x) else run
         _check_given(given, first + piece.num_rows, False)
-        for start, count, padded in layout(piece.num_rows, size):
+        n = piece.num_rows
+        at_once = here is plain and whole is not None and whole(piece)
+        for start, count, padded in [(0, n, n)] if at_once else layout(n, size):
             block = Block(index, first + start, count, padded)
             cut = cut_rows(piece, start, count, padded)
             old = store.read(block) if given is None and store is not None else cut_tree(given, block, source.num_rows)

@@ -32,17 +32,18 @@ def refuse_entry(
     rows: Rows, family: Family | None, first_row: int, name: str, column_names: tuple[str, ...] | None
 ) -> None:
     """Raise for the first entry of some rows that is not finite or out of the support."""
-    with _checks.at_once():
-        bad = ~np.asarray(inside(rows.map(jnp.asarray), family))
-    if bad.any():
-        refuse_value(np.asarray(rows.x), bad, family, (first_row, 0), name, column_names)
+    for start in range(0, rows.num_rows, _BLOCK):
+        part = _part(rows, slice(start, start + _BLOCK))
+        with _checks.at_once():
+            bad = ~np.asarray(inside(part.map(jnp.asarray), family))
+        if bad.any():
+            refuse_value(np.asarray(part.x), bad, family, (first_row + start, 0), name, column_names)
 
 
 def look_at(rows: Rows, family: Family | None, name: str) -> None:
     """Raise for the first entry that is not finite or out of the support, where the family can be looked at."""
     if _checks.concrete(family):
-        for start in range(0, rows.num_rows, _BLOCK):
-            refuse_entry(_part(rows, slice(start, start + _BLOCK)), family, start, name, rows.column_names)
+        refuse_entry(rows, family, 0, name, rows.column_names)
 
 
 def _part(rows: Rows, part: slice) -> Rows:

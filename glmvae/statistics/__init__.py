@@ -25,7 +25,16 @@ from glmvae.blocks import block_size, total
 from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
 from glmvae.sources import as_source
-from glmvae.statistics.block_moments import OnHost, Part, block_moments, fixed_statistic, inside, join, moments_on_host
+from glmvae.statistics.block_moments import (
+    OnHost,
+    Part,
+    block_moments,
+    fixed_statistic,
+    inside,
+    join,
+    moments_on_host,
+    needs_no_program,
+)
 from glmvae.statistics.centring import merged
 from glmvae.statistics.moment_checks import (
     check_covariates,
@@ -137,6 +146,7 @@ def moments(x: Any, *, family: Family | None = None) -> Moments:
         fixed = fixed_statistic(cast, source.num_columns, dtype) if _checks.concrete(cast) else None
     options: dict[str, Any] = {"add": join, "num_covariates": None, "size": size, "check": inside}
     options["on_host"] = functools.partial(moments_on_host, dtype=dtype, fixed=fixed)
+    options["whole"] = functools.partial(needs_no_program, family, fixed)
     found = total(block_moments, source, cast, family=cast, **options)
     part: Part = found.finished() if isinstance(found, OnHost) else found
     covariates = None if part.covariates is None else Covariates(*part.covariates)

@@ -87,7 +87,7 @@ def moments_on_host(rows: Rows, _: None, family: Family | None, dtype: Any, fixe
     """The moments of a block that is on the host, as it comes; ``fixed`` is a base statistic that no x changes."""
     refuse(rows, family)
     known = _Known(fixed, None, None, None)
-    if family is not None and (fixed is None or brings_residuals(family, rows)):
+    if not needs_no_program(family, fixed, rows):
         known = jax.tree.map(np.asarray, _compiled_known(rows, family, dtype=dtype))
     x, weight, covariates = (np.asarray(part) for part in (rows.x, rows.weight, rows.covariates))
     parts: Any = (x, weight, known.explained, covariates if rows.num_covariates else None)
@@ -99,6 +99,11 @@ def moments_on_host(rows: Rows, _: None, family: Family | None, dtype: Any, fixe
     few = [part if part is None or len(part) != len(counts) else part[counts] for part in parts]
     sums = sums_on_host(few[0], few[1], dtype, *few[2:])
     return OnHost(sums._replace(low=parts[0].min(axis=0), high=parts[0].max(axis=0)), known), None
+
+
+def needs_no_program(family: Family | None, fixed: Any, rows: Rows) -> bool:
+    """Whether the family has nothing to say of single rows; what it says of them is compiled."""
+    return family is None or (fixed is not None and not brings_residuals(family, rows))
 
 
 def _part(found: Centred, known: _Known, d: int) -> Part:

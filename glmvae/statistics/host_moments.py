@@ -63,7 +63,8 @@ def sums_on_host(
     n, d = x.shape
     dtype = np.float64 if d <= _NARROW else dtype
     workers = max(1, min(_THREADS, _cpus(), n * d * d // _OPERATIONS))
-    rows = max(1, min(math.ceil(n / workers), _ENTRIES // d))
+    parts = math.ceil(math.ceil(n / max(1, _ENTRIES // d)) / workers) * workers  # as many for each
+    rows = math.ceil(n / parts)
     cuts = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
     even = bool(np.all(weight == weight[0]))
 
