@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+# Names in a print.
+_SHOWN = 6
+
 
 @jax.tree_util.register_static
 class ColumnNames(tuple[str, ...]):
@@ -35,6 +38,19 @@ def names_of(value: Any) -> ColumnNames | None:
 def shown(index: int, names: tuple[str, ...] | None) -> str:
     """A column's name as it stands in parentheses behind its index; nothing where it has none."""
     return "" if names is None else f' (column "{names[index]}")'
+
+
+def names_for(source: Any, start: Any = None) -> ColumnNames | None:
+    """Those of a source, or of what it is fitted on from; None of moments."""
+    names = getattr(source, "column_names", None) or getattr(start, "column_names", None)
+    return None if names is None else ColumnNames(names)
+
+
+def listed(names: tuple[str, ...] | None) -> str:
+    """A line of a print, the first few of them; empty without."""
+    if names is None:
+        return ""
+    return f"\n  columns      {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
 
 
 def values_of(table: Any, name: str) -> np.ndarray:

@@ -88,7 +88,7 @@ def posterior(optimum: Any, x: Any) -> Posterior:
         raise ValueError(
             "optimum: it has no affine encoder, its rows brought what none can follow; use `best_posterior`"
         )
-    source = as_source(x, columns=model.loadings.shape[0])
+    source = as_source(x, columns=model.loadings.shape[0], like=optimum)
     family = in_precision(model.family, encoder.weight.dtype)
     _warn_of_rounding(encoder)
     at_zero = hasattr(optimum, "expansion_point") and (model.family.is_quadratic or _is_zero(optimum.expansion_point))

@@ -20,6 +20,7 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
+from glmvae._frames import names_for
 from glmvae._progress import bar
 from glmvae.elbo import mean_elbo
 from glmvae.expansion import null_predictor, working_response, working_weight
@@ -145,7 +146,7 @@ def tighten(
     _checks.on_host("tighten", optimum=optimum, x=x)
     model = require_density(as_model(optimum, "optimum"), "optimum")
     require_tangent(model.family)
-    source = None if isinstance(x, Moments) else as_source(x, columns=model.loadings.shape[0])
+    source = None if isinstance(x, Moments) else as_source(x, columns=model.loadings.shape[0], like=optimum)
     data = as_moments(x if source is None else source, model.family)
     _checks.columns_of_optimum(model.loadings.shape[0], data.mean.shape[0], "x")
     if data.at_offset is not None or data.trials is not None:
@@ -168,6 +169,7 @@ def tighten(
         history=jax.device_put(np.asarray(history, data.mean.dtype)),
         converged=jax.device_put(converged),
         dispersion_estimated=jax.device_put(False),
+        column_names=names_for(source, optimum),
     )
 
 

@@ -135,8 +135,8 @@ def _estimate(
     key = _checks.prng_key(key, "key")
     num_samples = _checks.integer(num_samples, "num_samples")
     if objective is None:
-        model = _without_beta(model)
-        source: Any = as_source(x, columns=model.loadings.shape[0])
+        like, model = model, _without_beta(model)
+        source: Any = as_source(x, columns=model.loadings.shape[0], like=like)
         if model.family.is_quadratic:
             value = elbo_exact(model, source, affine_posterior(model, source))
             return value, jnp.zeros_like(value), jnp.full_like(value, num_samples)

@@ -184,7 +184,7 @@ def reference(optimum: AffineOptimum, x: Any) -> Reference:
     if eta0 is None:
         raise TypeError(f"optimum: expected an AffineOptimum, as fit returns, got {type(optimum).__name__}")
     model = require_density(as_model(optimum, "optimum"), "optimum")
-    source = as_source(x, columns=model.loadings.shape[0])
+    source = as_source(x, columns=model.loadings.shape[0], like=optimum)
     q = posterior(optimum, source)
     taylor = elbo_quadratic(optimum, source, q, expand_at=eta0)
     exact = elbo_exact(optimum, source, q)

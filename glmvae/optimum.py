@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from glmvae import _checks
+from glmvae._frames import ColumnNames, listed, names_for
 from glmvae.decomposition import noise_beside
 from glmvae.encoding import Encoder as Encoder
 from glmvae.encoding import check_optimum as check_optimum
@@ -23,8 +24,10 @@ from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.model import Affine, AffineModel, Objective, unchecked
 from glmvae.solution import Solution, solve
+from glmvae.sources import as_source
 from glmvae.spectral import Spectrum, spectrum_of
 from glmvae.statistics import Moments, as_moments
+from glmvae.statistics.residuals import is_bounded
 
 # What part of a dispersion rounding may make up without a word.
 _UNCERTAIN = 0.1
@@ -41,6 +44,7 @@ class AffineOptimum(NamedTuple):
             the mean log base measure of binomial, Poisson and custom families.
         expansion_point: eta0, (d,); added to an offset.
         dispersion_estimated: whether phi was part of what was maximised.
+        column_names: of a table's columns; None of an array and of moments. Rows with other names are refused.
     """
 
     model: AffineModel
@@ -49,6 +53,7 @@ class AffineOptimum(NamedTuple):
     elbo_taylor: Float[Array, ""]
     expansion_point: Float[Array, " d"]
     dispersion_estimated: Bool[Array, ""]
+    column_names: ColumnNames | None = None
 
     @property
     def decoder(self) -> Affine:
@@ -90,10 +95,22 @@ class AffineOptimum(NamedTuple):
         leading = ", ".join(f"{v:.4g}" for v in values[: min(max(units, 1), 5)].tolist())
         return (
             f"AffineOptimum: {columns} columns, {units} latent units, {active} active at beta = {float(beta):g}\n"
-            f"  L-hat        {float(self.elbo_taylor):.6g} nats per row\n"
+            f"  L-hat        {float(self.elbo_taylor):.6g} nats per row, {_side(self)}\n"
             f"  dispersion   {shown}\n"
             f"  eigenvalues  {leading}{', ...' if columns > min(max(units, 1), 5) else ''} (cut-off {float(beta):g})"
+            f"{listed(self.column_names)}"
         )
+
+
+def _side(optimum: AffineOptimum) -> str:
+    """What L-hat is to the ELBO."""
+    family = optimum.family
+    members = [family.of_column(j) for j in range(family.columns or 1)]
+    if all(member.is_quadratic for member in members):
+        return "the ELBO itself"
+    at_zero = not np.any(np.asarray(optimum.expansion_point))
+    bounded = at_zero and all(member.is_quadratic or is_bounded(member) for member in members)
+    return "a lower bound of the ELBO" if bounded else "an approximation of the ELBO"
 
 
 def fit(
@@ -144,7 +161,7 @@ def fit(
         >>> x = (np.random.default_rng(0).normal(size=(500, 1)) > np.zeros(6)).astype("float32")
         >>> fit(x, Bernoulli(), 2)
         AffineOptimum: 6 columns, 2 latent units, 1 active at beta = 1
-          L-hat        -2.55... nats per row
+          L-hat        -2.55... nats per row, a lower bound of the ELBO
           dispersion   1
           eigenvalues  5.986, 0, ... (cut-off 1)
 
@@ -154,11 +171,12 @@ def fit(
     check_family(family)
     if not isinstance(x, Moments):
         _checks.integer(latent_dim, "latent_dim", least=0)  # before a pass over the rows
-    data = as_moments(x, family)
+    source = x if isinstance(x, Moments) else as_source(x)
+    data = as_moments(source, family)
     latent_dim = _checks.latent_dim(latent_dim, data.mean.shape[0], least=0)
     beta = _checks.positive(beta, "beta", dtype=data.mean.dtype)
     spectrum = spectrum_of(data, family, dispersion, expand_at, max(latent_dim, 1))
-    return _optimum(spectrum, latent_dim, beta, None)
+    return _optimum(spectrum, latent_dim, beta, None)._replace(column_names=names_for(source))
 
 
 def optimum_at(

@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from glmvae import _checks
+from glmvae._frames import ColumnNames, listed
 from glmvae.families import Family
 from glmvae.model import Affine, AffineModel, Posterior
 from glmvae.optimum import Encoder
@@ -33,6 +34,7 @@ class RefinedOptimum(NamedTuple):
         history: the objective at the start and after every round, (rounds + 1,).
         converged: whether what is left to gain fell below the tolerance.
         dispersion_estimated: whether phi was part of what was maximised.
+        column_names: of a table's columns, its own or those of the start; rows with other names are refused.
     """
 
     model: AffineModel
@@ -44,6 +46,7 @@ class RefinedOptimum(NamedTuple):
     history: Float[Array, " r"]
     converged: Bool[Array, ""]
     dispersion_estimated: Bool[Array, ""]
+    column_names: ColumnNames | None = None
 
     @property
     def decoder(self) -> Affine:
@@ -86,4 +89,5 @@ class RefinedOptimum(NamedTuple):
             f"RefinedOptimum: {columns} columns, {units} latent units, {active} active at beta = {float(self.beta):g}\n"
             f"  exact ELBO   {value}{bound}\n"
             f"  rounds       {self.history.shape[0] - 1}{'' if bool(self.converged) else ', not converged'}"
+            f"{listed(self.column_names)}"
         )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmvae import _checks, _files, families
+from glmvae._frames import ColumnNames
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.families.trees import is_same
@@ -71,7 +72,7 @@ def save(path: str | os.PathLike[str], optimum: Any) -> None:
         ...     save(f"{folder}/model.npz", optimum)
         ...     print(load(f"{folder}/model.npz"))
         AffineOptimum: 2 columns, 1 latent units, 1 active at beta = 1
-          L-hat        -3.53102 nats per row
+          L-hat        -3.53102 nats per row, the ELBO itself
           dispersion   1
           eigenvalues  4, ... (cut-off 1)
     """
@@ -195,6 +196,8 @@ def _described(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return value
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return _put_aside(value, arrays)
+    if isinstance(value, ColumnNames):
+        return {"names": [*value]}
     if type(value) is tuple or isinstance(value, list):
         return [_described(part, arrays) for part in value]
     if isinstance(value, Family) and type(value) not in _FAMILIES:
@@ -232,6 +235,8 @@ def _built(tree: Any, arrays: dict[str, np.ndarray], family: Family | None) -> A
         return tuple(_built(part, arrays, family) for part in tree)
     if not isinstance(tree, dict):
         return tree
+    if "names" in tree:
+        return ColumnNames(tree["names"])
     if "array" in tree:
         return _restored(arrays[tree["array"]], tree["kind"])
     if family is not None and ("family" in tree or _CLASSES[tree["class"]] in _FAMILIES):
@@ -258,7 +263,7 @@ def _custom(tree: Any) -> str | None:
     """The name of the first class of the user's own."""
     if isinstance(tree, list):
         return next((found for part in tree if (found := _custom(part))), None)
-    if not isinstance(tree, dict) or "array" in tree:
+    if not isinstance(tree, dict) or "array" in tree or "names" in tree:
         return None
     return tree["family"] if "family" in tree else _custom([*tree["fields"].values()])
 

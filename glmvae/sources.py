@@ -125,11 +125,12 @@ class BatchSource(Source):
         yield from self._iterator
 
 
-def as_source(x: Any, name: str = "x", columns: int | None = None) -> Source:
+def as_source(x: Any, name: str = "x", columns: int | None = None, like: Any = None) -> Source:
     """A source of whatever rows may be: an array, :class:`Rows`, a :class:`Source`, an iterator, a function.
 
     Raises:
-        ValueError, TypeError: as :class:`Rows`; another number of columns than ``columns``.
+        ValueError, TypeError: as :class:`Rows`; another number of columns than ``columns``; other names than those of
+            ``like``, an optimum or None, where both have names.
     """
     if isinstance(x, Source):
         source: Source = x
@@ -142,6 +143,10 @@ def as_source(x: Any, name: str = "x", columns: int | None = None) -> Source:
     if columns is not None and source.num_columns != columns:
         shape = "" if source.rows is None else f" (shape {source.rows.x.shape})"
         raise ValueError(f"{name}: expected {columns} columns, got {source.num_columns}{shape}")
+    wanted, got = getattr(like, "column_names", None), source.column_names
+    if wanted is not None and got is not None and wanted != got:
+        at = next(i for i, pair in enumerate(zip(wanted, got, strict=True)) if pair[0] != pair[1])
+        raise ValueError(f'{name}: expected the columns of the optimum, "{wanted[at]}" at {at}, got "{got[at]}"')
     return source
 
 

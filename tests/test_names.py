@@ -10,7 +10,7 @@ import pytest
 from compilations import counted
 from tables import all_refused
 
-from glmvae import Rows, diagnose, fit, moments, refine
+from glmvae import Rows, best_posterior, diagnose, fit, load, moments, posterior, refine, save
 from glmvae.families import Bernoulli, Gaussian, Mixed, Poisson
 from glmvae.sources import as_source
 
@@ -175,3 +175,19 @@ def test_no_table_library_is_imported():
         "import sys, glmvae; assert not {'pandas', 'polars', 'sklearn'} & {m.partition('.')[0] for m in sys.modules}"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_optimum_keeps_the_names_and_refuses_others(tmp_path):
+    table = pd.DataFrame(RNG.normal(size=(20, 3)), columns=["age", "income", "height"], dtype="float32")
+    optimum = fit(table, Gaussian(), 1)
+    refined = refine(fit(table.to_numpy(), Gaussian(), 1, dispersion=1.0), table, max_rounds=2)
+    save(tmp_path / "kept.npz", optimum)
+    for found in (optimum, refined, load(tmp_path / "kept.npz")):
+        assert found.column_names == ("age", "income", "height")
+        assert "\n  columns      age, income, height" in repr(found)
+        for call in (posterior, best_posterior, refine):
+            with pytest.raises(ValueError, match='x: expected the columns of the optimum, "age" at 0, got "height"'):
+                call(found, table[["height", "income", "age"]])
+        assert best_posterior(found, table.to_numpy()).mean.shape == (20, 1)  # without names there is nothing to hold
+    assert fit(moments(table), Gaussian(), 1).column_names is None
+    assert jax.tree.map(lambda leaf: leaf, optimum).column_names == optimum.column_names

@@ -51,8 +51,8 @@ def best_posterior(model: Any, x: ArrayLike, *, tolerance: float = 1e-6, max_ste
     """
     _checks.positive(tolerance, "tolerance")
     max_steps = _checks.integer(max_steps, "max_steps")
-    model = require_density(as_model(model))
-    source = as_source(x, columns=model.loadings.shape[0])
+    like, model = model, require_density(as_model(model))
+    source = as_source(x, columns=model.loadings.shape[0], like=like)
     decoder, dtype = model.decoder, model.loadings.dtype
     return per_row(
         exact_steps,

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from glmvae import _checks
+from glmvae._frames import names_for
 from glmvae._progress import bar
 from glmvae.ascent.climb import Climb, Problem
 from glmvae.ascent.encoder import best_encoder
@@ -103,7 +104,7 @@ def refine(
     model = as_model(optimum, "optimum")
     if isinstance(x, Moments):
         raise TypeError("x: expected rows, got Moments, which `tighten` takes")
-    source = as_source(x, columns=model.loadings.shape[0])
+    source = as_source(x, columns=model.loadings.shape[0], like=optimum)
     if source.passes == 1:
         raise ValueError(
             "x: refine passes over the rows many times, an iterator gives one pass; pass an array, a memmap, or a "
@@ -115,7 +116,8 @@ def refine(
     problem = Problem(source, _BOUNDS[method], free)
     decoder = _with_covariates(model.decoder, source)
     with bar(progress, max_rounds, f"refine {method}", "nats per row") as report:
-        return _refined(problem, decoder, objective, method, float(tolerance), max_rounds, report)
+        found = _refined(problem, decoder, objective, method, float(tolerance), max_rounds, report)
+    return found._replace(column_names=names_for(source, optimum))
 
 
 def _dispersion(optimum: Any, model: AffineModel, asked: Any) -> tuple[Objective, bool]:

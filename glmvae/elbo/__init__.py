@@ -280,8 +280,8 @@ def _profile(model: AffineModel, data: Moments, family: Family, eta0: Array) -> 
 
 def affine_arguments(model: Any, x: Any) -> tuple[AffineModel, Source]:
     """A model and the rows it is for; what its objective holds is in their precision and that of the decoder."""
-    model = require_density(as_model(model))
-    source = as_source(x, columns=model.decoder.loadings.shape[0])
+    like, model = model, require_density(as_model(model))
+    source = as_source(x, columns=model.decoder.loadings.shape[0], like=like)
     objective = in_precision(model.objective, common_dtype(source, model.decoder))
     return unchecked(AffineModel, decoder=model.decoder, objective=objective), source
 

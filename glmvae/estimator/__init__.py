@@ -73,7 +73,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
 
     Raises:
-        ValueError, TypeError: at ``fit``, bad parameters and data, NaN too; it names the parameter, and the column of a table.
+        ValueError, TypeError: at ``fit``, bad parameters and data, NaN too; it names the parameter, and the column of a
+            table.
         ImportError: at import, without scikit-learn.
 
     Exactness: that of the functions named. ``transform`` of ``"closed-form"`` gives the posterior means of
