@@ -191,4 +191,6 @@ def annealing(results: list[Result]) -> Any:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[1]:
             axis.legend(fontsize=8)
+        else:
+            axis.text(0.5, 0.5, "not run yet", transform=axis.transAxes, ha="center", va="center", color="0.5")
     return figure

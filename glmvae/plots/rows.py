@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_CLASSES = 20
+# Points from which on they are drawn small.
+_MANY = 400
 # Of the reach of the scores, that of the longest arrow.
 _REACH = 0.85
 # Where a name may stand: points from the tip of its arrow outwards, and turns of that direction.
@@ -107,7 +109,7 @@ def latent_scatter(
     if labels is not None and np.shape(labels) != points.shape[:1]:
         raise ValueError(f"labels: expected shape ({len(points)},), got shape {np.shape(labels)}")
     ax = new_axes(ax, (5.4, 4.6))
-    settings: dict[str, Any] = {"s": 8, "alpha": 0.7, "linewidths": 0}
+    settings: dict[str, Any] = {"s": 8 if len(points) > _MANY else 18, "alpha": 0.7, "linewidths": 0}
     if labels is None:
         ax.scatter(points[:, first], points[:, second], **settings)
     elif len(np.unique(labels)) > _MOST_CLASSES and np.issubdtype(np.asarray(labels).dtype, np.number):
@@ -162,7 +164,7 @@ def biplot(
     """
     model = as_model(optimum, "optimum")
     most = _checks.integer(most, "most", least=0)
-    given: Any = getattr(as_source(x), "column_names", None)
+    given: Any = getattr(as_source(x), "column_names", None) or getattr(optimum, "column_names", None)
     loadings = np.asarray(model.loadings, float)
     shown = [str(name) for name in (range(len(loadings)) if given is None else given)] if names is None else [*names]
     if len(shown) != len(loadings):
