@@ -7,8 +7,10 @@ silent and a bad value shows as a documented NaN. Shapes and types are always ch
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import operator
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +36,25 @@ def on_host(function: str, **arguments: Any) -> None:
     for name, value in arguments.items():
         if not isinstance(value, Iterator) and not concrete(value):
             raise TypeError(f"{name}: {function} runs on the host, not under a transformation such as jit")
+
+
+def not_forked() -> None:
+    """Refuse to go on in a fork of a process that has computed: its threads are gone, and JAX would wait for them.
+
+    Raises:
+        RuntimeError: this is such a fork.
+    """
+    if os.getpid() != _first_process():
+        raise RuntimeError(
+            "this process was forked from one that had computed with JAX, which would wait for ever here; start worker "
+            'processes with "spawn" (multiprocessing.get_context("spawn"), joblib\'s loky)'
+        )
+
+
+@functools.cache
+def _first_process() -> int:
+    """The process of the first call; a fork inherits the answer."""
+    return os.getpid()
 
 
 def at_once() -> contextlib.AbstractContextManager:

@@ -115,6 +115,7 @@ def sweep(
         TypeError: rows that are not in memory, under a transformation.
     """
     add = _add if add is None else add
+    _checks.not_forked()
     if traced(source, args, given):
         options = {"check": check, "num_covariates": num_covariates, "given": given, "size": size, "name": name}
         return _scan(f, source, args, family, add, options)[0]

@@ -1,5 +1,8 @@
 """What is asked for in bad faith, or at the edge of what a precision holds: a right number, or a word."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -264,3 +267,29 @@ def test_moments_and_limits_that_nothing_has():
     )
     tiny = Moments(50.0, np.zeros(2), np.full((2, 2), 1e-30, "float32"))  # of which products underflow
     fit(tiny, Gaussian(), 1, dispersion=1.0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_of_a_process_that_has_computed_says_so():
+    """JAX would wait for ever in it; before the first computation nothing is in the way."""
+    program = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+import numpy as np
+from glmvae import fit
+from glmvae.families import Gaussian
+x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+if sys.argv[1] == "after":
+    fit(x, Gaussian(), 1)
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    fit(x, Gaussian(), 1)
+except RuntimeError as error:
+    os._exit(7 if "forked" in str(error) and "spawn" in str(error) else 1)
+os._exit(0)
+"""
+    codes = [
+        subprocess.run([sys.executable, "-c", program, when], timeout=120).returncode for when in ("after", "before")
+    ]
+    assert codes == [7, 0]
