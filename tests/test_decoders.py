@@ -256,6 +256,7 @@ def test_bad_arguments_are_named():
             (lambda: elbo_taylor(np.zeros((3, 1)), x, q, Bernoulli()), TypeError, "decoder: expected a function"),
             (lambda: elbo_taylor(model, x, q, Bernoulli()), TypeError, r"decoder: .*pass its \.decoder"),
             (lambda: elbo_taylor(lambda z: z, x, q, Bernoulli()), ValueError, r"decoder: .*\(3,\)"),
+            (lambda: elbo_taylor(lambda z: np.zeros(3), x, q, Bernoulli()), TypeError, "decoder: .*JAX .*ndarray"),
             (lambda: elbo_taylor(lambda z: (z, z), x, q, Bernoulli()), TypeError, r"decoder: .*array .*tuple"),
             (lambda: elbo_monte_carlo(key, lambda z: z, x, q, Bernoulli()), ValueError, r"decoder: .*\(3,\)"),
             (lambda: elbo_taylor(affine, x[:, :2], q, Bernoulli()), ValueError, r"decoder: .*\(2,\).*\(3,\)"),

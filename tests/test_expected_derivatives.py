@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from family_cases import run
 
 from glmvae.families import Bernoulli, Binomial, CustomFamily, Gaussian, Poisson, Support
 
@@ -42,33 +43,39 @@ FAMILIES = [
 def _points(dtype):
     mean, variance = np.meshgrid([-2.0, -0.3, 0.4, 1.5], [1e-3, 0.2, 1.0])
     x = np.where(mean > 0, 1.0, 0.25)
-    return (jnp.asarray(a.ravel(), dtype) for a in (x, mean, variance))
+    return (a.ravel().astype(dtype) for a in (x, mean, variance))
+
+
+@jax.jit
+def derivatives(family, x, mean, variance, phi):
+    """The first and the second, entry by entry."""
+
+    def value(x, m, v):
+        return family.expected_log_prob(x, m, v, phi)
+
+    first = jax.grad(value, 1)
+    return jax.vmap(first)(x, mean, variance), jax.vmap(jax.grad(first, 1))(x, mean, variance)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: repr(f).partition("<")[0])
 def test_they_are_the_derivatives_of_the_expected_log_prob(family, dtype):
     x, mean, variance = _points(dtype)
-    phi = jnp.asarray(0.7, dtype)
-
-    def value(x, m, v):
-        return family.expected_log_prob(x, m, v, phi)
-
-    gradient = jax.jit(jax.vmap(jax.grad(value, 1)))(x, mean, variance)
-    curvature = -jax.jit(jax.vmap(jax.grad(jax.grad(value, 1), 1)))(x, mean, variance)
-    _, got_gradient, got_weight = family.expected_terms(x, mean, variance, phi)
+    phi = dtype.type(0.7)
+    gradient, second = map(np.asarray, derivatives(family, x, mean, variance, phi))
+    _, got_gradient, got_weight = map(np.asarray, run("expected_terms", family, x, mean, variance, phi))
     tolerance = RELATIVE[dtype.name]
     np.testing.assert_allclose(got_gradient, gradient, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(got_weight, curvature, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(got_weight, -second, rtol=tolerance, atol=tolerance)
     assert got_gradient.dtype == got_weight.dtype == dtype
     # Control: the derivatives at the mean, without the expectation, are another thing.
     if not isinstance(family, Gaussian):
-        at_mean = family.expected_terms(x, mean, jnp.zeros_like(variance), phi)[1]
+        at_mean = np.asarray(run("expected_terms", family, x, mean, np.zeros_like(variance), phi)[1])
         assert not np.allclose(at_mean, gradient, rtol=tolerance, atol=tolerance)
 
 
 def test_a_curvature_that_is_not_positive_is_replaced_by_its_expectation(dtype):
     family = CustomFamily(_square, activation=_cubed)
-    x, mean, variance = (jnp.full(1, v, dtype) for v in (30.0, 1.0, 0.01))
-    second = jax.vmap(jax.grad(jax.grad(lambda m: family.expected_log_prob(x[0], m, variance[0]))))(mean)
-    assert second[0] > 0  # log p is convex there
-    assert family.expected_terms(x, mean, variance)[2][0] > 0
+    x, mean, variance = (np.full(1, v, dtype) for v in (30.0, 1.0, 0.01))
+    _, second = derivatives(family, x, mean, variance, dtype.type(1.0))
+    assert np.asarray(second)[0] > 0  # log p is convex there
+    assert np.asarray(run("expected_terms", family, x, mean, variance)[2])[0] > 0

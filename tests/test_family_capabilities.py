@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
+from family_cases import run
 
 from glmvae.families import (
     Bernoulli,
@@ -79,20 +80,26 @@ def test_without_bounds_a_custom_family_says_what_to_give():
         Poisson().dispersion_from(jnp.ones(()))
 
 
+@jax.jit
+def slope_in_log_phi(family, log_phi, deviance):
+    def value(log_phi):
+        scale = jnp.exp(log_phi)
+        return -deviance / scale + family.saturated_log_prob(jnp.ones_like(scale), scale)
+
+    return jax.grad(value)(log_phi)
+
+
 @pytest.mark.parametrize("phi", [0.01, 0.7, 30.0])
 def test_the_dispersion_that_maximises_the_expected_log_prob(phi, dtype):
     for family in (Gaussian(), Gamma()):
-        deviance = jnp.asarray(0.5 * phi, dtype)
-        best = family.dispersion_from(deviance)
+        deviance = dtype.type(0.5 * phi)
+        best = run("dispersion_from", family, deviance)
         assert best.dtype == dtype
-
-        def slope(log_phi, family=family, deviance=deviance):
-            scale = jnp.exp(log_phi)
-            return -deviance / scale + family.saturated_log_prob(jnp.ones((), dtype), scale)
-
-        rate = jax.grad(slope)(jnp.log(best))
+        best = np.asarray(best)
+        rate = slope_in_log_phi(family, np.log(best), deviance)
+        assert rate.dtype == dtype
         assert abs(float(rate)) < 1e3 * RELATIVE[dtype.name] * float(deviance / best + 1)
-        assert abs(float(jax.grad(slope)(jnp.log(1.5 * best)))) > 0.01
+        assert abs(float(slope_in_log_phi(family, np.log(dtype.type(1.5) * best), deviance))) > 0.01
 
 
 # Rounding -------------------------------------------------------------------------------------------------------
@@ -116,6 +123,11 @@ def exact_log_prob(family, x, eta, phi):
     return (x * t - n * mp.log1p(mp.exp(t))) / phi + (0 if isinstance(family, Bernoulli) else choose)
 
 
+@jax.jit
+def log_prob_and_size(family, x, eta, phi):
+    return family.log_prob(x, eta, phi), family.rounding_size(x, eta, jnp.zeros_like(eta), phi)
+
+
 @pytest.mark.parametrize("family", [*BUILT_IN, Binomial(1e6), NegativeBinomial(1e5)], ids=repr)
 def test_rounding_is_within_16_units_of_what_log_prob_is_made_of(family, dtype):
     rng = np.random.default_rng(0)
@@ -123,14 +135,9 @@ def test_rounding_is_within_16_units_of_what_log_prob_is_made_of(family, dtype):
     eta = rng.normal(size=size) * rng.choice([0.1, 1.0, 8.0], size=size)
     upper = np.asarray(family.support.upper)
     x = np.round(10.0 ** rng.uniform(-1, 5, size=size)) + (isinstance(family, Gamma)) if upper > 1 else rng.random(size)
-    x, eta = jnp.asarray(np.minimum(x, upper), dtype), jnp.asarray(eta, dtype)
-    phi = jnp.asarray(rng.choice([0.3, 1.0], size=size), dtype)
-
-    @jax.jit
-    def both(f, x, eta, phi):
-        return f.log_prob(x, eta, phi), f.rounding_size(x, eta, jnp.zeros_like(eta), phi)
-
-    got, made_of = both(family, x, eta, phi)
+    x, eta = np.minimum(x, upper).astype(dtype), eta.astype(dtype)
+    phi = rng.choice([0.3, 1.0], size=size).astype(dtype)
+    got, made_of = map(np.asarray, log_prob_and_size(family, x, eta, phi))
     with mp.workdps(50):
         exact = [exact_log_prob(family, *values) for values in zip(x, eta, phi, strict=True)]
         off = np.array([float(abs(mp.mpf(float(g)) - e)) for g, e in zip(got, exact, strict=True)])

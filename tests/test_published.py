@@ -147,10 +147,15 @@ def test_scikit_learns_factor_analysis(name, units):
     """``FactorAnalysis``, its noise variances given as ``dispersion``, (d,): L-hat is its score.
 
     Its loadings are the best ones at the noise of the round before, so they differ by what its last round gained. (Two
-    tables on which its rounds come to an end; elsewhere a noise variance creeps towards 0.)
+    tables on which its rounds come to an end; elsewhere a noise variance creeps towards 0.) Its rounds, an SVD of the
+    table each, know the mean and covariance alone: they are given the smallest table that has these.
     """
     x = sklearn_table(name)
-    theirs = FactorAnalysis(units, tol=1e-8, svd_method="lapack").fit(x)
+    n, d = x.shape
+    root = np.linalg.qr(x - x.mean(axis=0), mode="r") * np.sqrt(d / n)
+    small = x.mean(axis=0) + np.concatenate([root, -root])
+    np.testing.assert_allclose(np.cov(small.T, bias=True), np.cov(x.T, bias=True), rtol=1e-6, atol=1e-12)
+    theirs = FactorAnalysis(units, tol=1e-8 * 2 * d / n, svd_method="lapack").fit(small)
     ours = fit(x, Gaussian(), units, dispersion=theirs.noise_variance_)
     np.testing.assert_allclose(ours.elbo_taylor, theirs.score(x), rtol=RELATIVE)
     turned = fit(x, Gaussian(), units, dispersion=theirs.noise_variance_[::-1])

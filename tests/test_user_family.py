@@ -121,9 +121,9 @@ def exact(theta):
 
 @every_way
 def test_the_density_and_the_mean_through_the_singularity(family, dtype):
-    eta = jnp.asarray(ETA, dtype)
+    eta = np.asarray(ETA, dtype)
     reference = np.array([[float(v) for v in exact(e)] for e in eta]).T
-    x = jnp.asarray(0.75, dtype)
+    x = dtype.type(0.75)
     log_prob = run("log_prob", family, x, eta)
     expected = 0.75 * np.asarray(eta, float) - reference[0]
     np.testing.assert_allclose(log_prob, expected, rtol=RELATIVE[dtype.name], atol=RELATIVE[dtype.name])
@@ -135,25 +135,25 @@ def test_the_density_and_the_mean_through_the_singularity(family, dtype):
 
 def test_the_textbook_form_has_nothing_at_the_singularity(dtype):
     naive = CustomFamily(lambda theta: jnp.log(jnp.expm1(theta) / theta))
-    assert bool(jnp.isnan(run("log_prob", naive, jnp.asarray(0.75, dtype), jnp.zeros((), dtype))))
+    assert np.isnan(run("log_prob", naive, dtype.type(0.75), dtype.type(0)))
 
 
 @every_way
 def test_the_density_has_mass_one(family, dtype):
     grid, weights = np.polynomial.legendre.leggauss(60)
-    x = jnp.asarray((grid + 1) / 2, dtype)
+    x = np.asarray((grid + 1) / 2, dtype)
     for eta in (-8.0, 0.0, 0.3, 5.0):
-        mass = np.asarray(jnp.exp(run("log_prob", family, x, jnp.asarray(eta, dtype))), float) @ weights / 2
+        mass = np.exp(np.asarray(run("log_prob", family, x, dtype.type(eta)), float)) @ weights / 2
         np.testing.assert_allclose(mass, 1.0, rtol=10 * RELATIVE[dtype.name])
 
 
 @every_way
 def test_the_link_inverts_the_mean(family, dtype):
-    eta = jnp.asarray(ETA, dtype)[1:-2]
+    eta = np.asarray(ETA, dtype)[1:-2]
     back = run("link", family, run("mean", family, eta))
     tolerance = 100 * DERIVATIVE[dtype.name] if dtype == np.float32 else DERIVATIVE[dtype.name]
     np.testing.assert_allclose(back, eta, rtol=tolerance, atol=tolerance)
-    ends = run("null_predictor", family, jnp.asarray([0.0, 0.5, 1.0], dtype))
+    ends = np.asarray(run("null_predictor", family, np.asarray([0.0, 0.5, 1.0], dtype)))
     assert np.all(np.isfinite(ends))
     assert ends[0] < -100 < 100 < ends[2]
 
@@ -162,7 +162,7 @@ def test_the_link_inverts_the_mean(family, dtype):
 def test_samples_are_of_that_distribution():
     family = ContinuousBernoulli(activation_scale=-2.0)
     eta = np.float32([2.0, 0.0, 1e-5, -0.4, -4.0])
-    draws = np.asarray(run("sample", family, jax.random.key(0), jnp.broadcast_to(eta, (20_000, 5))), float)
+    draws = np.asarray(run("sample", family, jax.random.key(0), np.broadcast_to(eta, (20_000, 5))), float)
     family.validate(draws)
     for column, theta in zip(draws.T, -2.0 * eta.astype(float), strict=True):
         # a truncated exponential, from the end where it is largest
@@ -176,17 +176,17 @@ def test_samples_are_of_that_distribution():
 @every_way
 @pytest.mark.parametrize("start", [0.0, 0.7, -3.0])
 def test_its_remainder_is_inside_its_bounds(family, start, dtype):
-    eta = jnp.asarray([start + by for by in (-12.0, -1.0, -1e-2, 0.0, 1e-3, 0.5, 4.0)], dtype)
-    eta0 = jnp.asarray(start, dtype)
-    lower, upper = remainder_bounds(family, eta, eta0)
+    eta = np.asarray([start + by for by in (-12.0, -1.0, -1e-2, 0.0, 1e-3, 0.5, 4.0)], dtype)
+    eta0 = dtype.type(start)
+    lower, upper = map(np.asarray, remainder_bounds(family, eta, eta0))
     f0, f1, f2, _ = exact(eta0)
     with mp.workdps(60):
         for e, low, high in zip(eta, lower, upper, strict=True):
             step = mp.mpf(float(e)) - mp.mpf(float(eta0))
             value = f0 + f1 * step + f2 * step**2 / 2 - exact(e)[0]
             assert mp.mpf(float(low)) <= value <= mp.mpf(float(high))
-    variance = jnp.asarray(0.5, dtype)
-    low, high = expected_remainder_bounds(family, eta, variance, eta0)
+    variance = dtype.type(0.5)
+    low, high = map(np.asarray, expected_remainder_bounds(family, eta, variance, eta0))
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     for i, e in enumerate(eta):
         points = float(e) + np.sqrt(0.5) * nodes
@@ -197,9 +197,9 @@ def test_its_remainder_is_inside_its_bounds(family, start, dtype):
 
 @every_way
 def test_expected_terms_are_the_integrals(family, dtype):
-    x = jnp.asarray([0.0, 0.25, 0.9, 1.0], dtype)
-    mean, variance = jnp.asarray([-2.0, 0.0, 0.8, 5.0], dtype), jnp.asarray([1.0, 0.5, 0.01, 2.0], dtype)
-    value, gradient, weight = run("expected_terms", family, x, mean, variance, jnp.asarray(0.5, dtype))
+    x = np.asarray([0.0, 0.25, 0.9, 1.0], dtype)
+    mean, variance = np.asarray([-2.0, 0.0, 0.8, 5.0], dtype), np.asarray([1.0, 0.5, 0.01, 2.0], dtype)
+    value, gradient, weight = map(np.asarray, run("expected_terms", family, x, mean, variance, dtype.type(0.5)))
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     weights = weights / np.sqrt(2 * np.pi)
     for i in range(4):
@@ -209,8 +209,8 @@ def test_expected_terms_are_the_integrals(family, dtype):
         got = [float(value[i]), float(gradient[i]), float(weight[i])]
         tolerance = DERIVATIVE[dtype.name]
         np.testing.assert_allclose(got, 2 * np.array(expected), rtol=tolerance, atol=tolerance)
-    at_mean = run("expected_terms", family, x, mean, 0 * variance, jnp.asarray(0.5, dtype))
-    assert np.max(np.abs(value - at_mean[0])) > 0.01
+    at_mean = run("expected_terms", family, x, mean, 0 * variance, dtype.type(0.5))
+    assert np.max(np.abs(value - np.asarray(at_mean[0]))) > 0.01
 
 
 # What the library does with it ----------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ ROWS, COLUMNS, UNITS = 60, 5, 2
 def data(dtype):
     rng = np.random.default_rng(0)
     eta = 3 * rng.normal(size=(ROWS, UNITS)) @ rng.normal(size=(UNITS, COLUMNS)) + rng.normal(size=COLUMNS)
-    return np.asarray(draw(jax.random.key(1), jnp.asarray(eta, jnp.float32)), dtype)
+    return np.asarray(jax.jit(draw)(jax.random.key(1), eta.astype(np.float32)), dtype)
 
 
 @every_way
@@ -229,18 +229,21 @@ def test_the_closed_form_and_its_bounds(family, dtype):
     x = data(dtype)
     optimum = fit(x, family, UNITS, dispersion=1.0)
     q = posterior(optimum, x)
-    exactly, quadratic = elbo_exact(optimum, x, q), elbo_quadratic(optimum, x, q, expand_at="zero")
+    exactly, quadratic = (
+        np.asarray(values) for values in (elbo_exact(optimum, x, q), elbo_quadratic(optimum, x, q, expand_at="zero"))
+    )
     slack = 100 * RELATIVE[dtype.name] * (1 + np.abs(exactly))
-    np.testing.assert_allclose(optimum.elbo_taylor, jnp.mean(quadratic), rtol=1e-4 if dtype == np.float32 else 1e-9)
+    np.testing.assert_allclose(optimum.elbo_taylor, np.mean(quadratic), rtol=1e-4 if dtype == np.float32 else 1e-9)
     # 1/12 is the largest curvature there is: a lower bound
     assert np.all(quadratic <= exactly + slack)
-    mean = q.mean @ optimum.loadings.T + optimum.intercept
-    variance = jnp.einsum("jk,nkl,jl->nj", optimum.loadings, q.covariance, optimum.loadings)
-    lower, upper = expected_remainder_bounds(family, mean, variance)
+    w = np.asarray(optimum.loadings)
+    mean = np.asarray(q.mean) @ w.T + np.asarray(optimum.intercept)
+    variance = np.einsum("jk,nkl,jl->nj", w, q.covariance, w)
+    lower, upper = map(np.asarray, expected_remainder_bounds(family, mean, variance))
     assert np.all(quadratic + lower.sum(1) <= exactly + slack)
     assert np.all(exactly <= quadratic + upper.sum(1) + slack)
     assert np.max(exactly - quadratic) > 1e-3
-    low, high = bracket(optimum, x, q)
+    low, high = map(np.asarray, bracket(optimum, x, q))
     assert np.all((low <= exactly + slack) & (exactly <= high + slack))
 
 
@@ -258,7 +261,7 @@ def test_the_exact_elbo_is_that_of_samples(family, dtype):
     by_hand = -COLUMNS * (weights @ f) / np.sqrt(2 * np.pi) - 0.5 * float(kl_divergence(q)[0])  # E eta = 0
     np.testing.assert_allclose(exactly, by_hand, rtol=DERIVATIVE[dtype.name])
     value, error = elbo_monte_carlo(jax.random.key(0), model.decoder, x, q, model.objective, num_samples=500)
-    assert abs(float(jnp.mean(value - exactly))) < 5 * float(jnp.sqrt(jnp.sum(error**2))) / ROWS
+    assert abs(float(np.mean(value) - np.mean(exactly))) < 5 * float(np.linalg.norm(error)) / ROWS
 
 
 @pytest.mark.float64
@@ -266,12 +269,12 @@ def test_the_ascent_climbs_from_the_closed_form(dtype):
     x = data(dtype)
     optimum = fit(x, ContinuousBernoulli(), UNITS, beta=0.5)
     best = refine(optimum, x, tolerance=1e-3)
-    before = jnp.mean(elbo_exact(optimum, x, posterior(optimum, x)))
+    before = np.mean(elbo_exact(optimum, x, posterior(optimum, x)))
     assert float(best.elbo) > float(before) + 1e-3
-    np.testing.assert_allclose(best.elbo, jnp.mean(elbo_exact(best, x, best.posterior)), rtol=1e-8)
+    np.testing.assert_allclose(best.elbo, np.mean(elbo_exact(best, x, best.posterior)), rtol=1e-8)
     # the other way of writing it gives the same number
     other = AffineModel(best.decoder, Objective(CUSTOM, beta=0.5, dispersion=1.0))
-    np.testing.assert_allclose(jnp.mean(elbo_exact(other, x, best.posterior)), best.elbo, rtol=1e-10)
+    np.testing.assert_allclose(np.mean(elbo_exact(other, x, best.posterior)), best.elbo, rtol=1e-10)
 
 
 @pytest.mark.any_precision
