@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ class Measured(Source):
     def pieces(self) -> Iterator[Rows]:
         rng = np.random.default_rng(0)
         for _ in range(self.count):
+            gc.collect()  # what nobody holds any more is not held
             arrays = jax.block_until_ready(jax.live_arrays())  # or up to 32 blocks wait for their turn
             self.held.append(sum(a.nbytes for a in arrays))
             del arrays
@@ -33,8 +35,10 @@ class Measured(Source):
 
 def peak(run: Callable[[Measured], Any], source: Measured) -> tuple[int, int]:
     """The most that NumPy and Python hold, and that JAX does at the borders of pieces."""
+    gc.freeze()  # so that what is collected at every piece is quickly found
     tracemalloc.start()
     run(source)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    gc.unfreeze()
     return most, max(source.held) - source.held[0]
