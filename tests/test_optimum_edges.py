@@ -1,5 +1,6 @@
 """The closed form at its edges: columns that do not vary, data of few dimensions, columns of very different scale."""
 
+import contextlib
 import warnings
 
 import jax
@@ -85,7 +86,9 @@ def test_rank_deficient_and_fewer_rows_than_columns(name, rows, columns, dtype):
 def test_gaussian_data_that_fill_at_most_latent_dim_dimensions(rank, beta, dtype):
     rng = np.random.default_rng(rank)
     x = (rng.normal(size=(40, rank)) @ rng.normal(size=(rank, 5)) + 1).astype(dtype)
-    o = fit(x, Gaussian(), 3, beta=beta)
+    unsure = pytest.warns(UserWarning, match="the dispersion, 0, may not be 0")  # in single precision
+    with unsure if dtype == np.float32 else contextlib.nullcontext():
+        o = fit(x, Gaussian(), 3, beta=beta)
     assert o.dispersion == 0
     assert o.elbo_taylor == np.inf
     assert_finite(o, x, bounded=False)
