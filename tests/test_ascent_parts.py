@@ -17,7 +17,7 @@ from glmvae.ascent.terms import entry_terms, exact_terms
 from glmvae.blocks import per_row
 from glmvae.families import Poisson
 from glmvae.families.logistic_mixture import expected_logistic
-from glmvae.families.softplus import expected_excess
+from glmvae.families.softplus_calculus import expected_excess
 from glmvae.rows import entered
 from glmvae.sources import as_source
 

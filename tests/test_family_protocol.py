@@ -24,7 +24,7 @@ from glmvae.families import (
     Poisson,
     Support,
 )
-from glmvae.families.softplus import softplus
+from glmvae.families.softplus_calculus import softplus
 
 # A few dozen rounding units of values of order one.
 RELATIVE = {"float64": 1e-12, "float32": 1e-5}

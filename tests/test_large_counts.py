@@ -156,7 +156,7 @@ def test_log_binomial_coefficients(dtype):
     rest = jnp.asarray([7.0, 1.0, 13.0, 0.25, 1e6, 0.0], dtype)
     with mp.workdps(50):
         exact = [float(mp.log(mp.binomial(float(a) + float(b), float(a)))) for a, b in zip(x, rest, strict=True)]
-    units = 8 * float(jnp.finfo(dtype).eps)
+    units = 8 * float(jnp.finfo(dtype).eps)  # of the value, and of the parts it is the difference of, of order 1
     np.testing.assert_allclose(log_choose(x, rest), exact, rtol=units, atol=units)
 
 

@@ -12,10 +12,10 @@ import scipy.special
 import scipy.stats
 
 from glmvae.families import Bernoulli, Binomial, NegativeBinomial
+from glmvae.families.logistic_expectation import Kind, logistic_terms
 from glmvae.families.logistic_gap import NARROW, even_derivatives, mixture, series, trapezoid
 from glmvae.families.logistic_mixture import expected_logistic, kolmogorov_rule, mills_polynomial, mills_ratio
-from glmvae.families.logistic_terms import Kind, logistic_terms
-from glmvae.families.softplus import expected_excess
+from glmvae.families.softplus_calculus import expected_excess
 
 MEANS = (0.0, 0.3, -1.0, 3.0, -6.0, 12.0, -20.0, 30.0)
 # The mixture's error, absolute: of softplus, sigmoid and its slope.

@@ -6,26 +6,16 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from net_cases import COLUMNS, KINDS, LATENT, ROUNDING, ROWS, builder
 
 from glmvae import Objective, Rows, datasets, fit, initializers, moments, monitor, nets, training
 from glmvae.families import Bernoulli, Binomial, Gaussian, Mixed, NegativeBinomial, Poisson
 from glmvae.nets import layers
 
-COLUMNS, LATENT, ROWS = 6, 2, 5
-# Matrix products of at most 8 terms of order 1: a few tens of rounding units.
-ROUNDING = {"float32": 1e-5, "float64": 1e-13}
 
-
-@pytest.fixture(params=["deep", "canonical"])
+@pytest.fixture(params=KINDS)
 def make(request):
-    def build(objective=None, seed=0, latent_dim=LATENT, **more):
-        key, objective = jax.random.key(seed), Bernoulli() if objective is None else objective
-        if request.param == "deep":
-            widths = {"encoder_widths": (8, 7), "decoder_widths": (7, 8)}
-            return nets.deep(key, COLUMNS, latent_dim, objective, **widths, **more)
-        return nets.canonical(key, COLUMNS, latent_dim, objective, encoder_widths=(8, 6), **more)
-
-    return build
+    return builder(request.param)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 
-from glmvae.families.softplus import _RULES, expected_excess, sigmoid, softplus_derivative
+from glmvae.families.softplus_calculus import _RULES, expected_excess, sigmoid, softplus_derivative
 
 # The claim of the documentation; the rule reaches 1e-11, and the rest is room for other machines' exp.
 RELATIVE_64 = 1e-10

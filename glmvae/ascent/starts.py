@@ -93,7 +93,7 @@ def _looked(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a[0], b[0]), jnp.logaddexp(a[1], b[1])
 
 
-def null_model(
+def null_decoder(
     problem: Problem, look: FirstLook, decoder: Affine, objective: Objective, plain: bool
 ) -> tuple[Affine, float]:
     """No latent unit at work, and its value in nats per row: the GLM of intercept, offset and covariates."""
@@ -142,7 +142,7 @@ def best_start(
         store.commit()
         return state, store
 
-    null, floor = null_model(problem, look, given, objective, knows_rows and given.coefficients is None)
+    null, floor = null_decoder(problem, look, given, objective, knows_rows and given.coefficients is None)
     best = reached(given, _STEPS)
     if knows_rows and best[0].elbo >= floor:
         return best

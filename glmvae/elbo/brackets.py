@@ -26,7 +26,7 @@ from glmvae.blocks import per_row
 from glmvae.elbo import affine_arguments
 from glmvae.expansion import working_weight
 from glmvae.families import Family
-from glmvae.families.softplus import sigmoid
+from glmvae.families.softplus_calculus import sigmoid
 from glmvae.model import Affine, AffineModel, Posterior, as_posterior, gaussian_kl, predictor_moments
 from glmvae.rows import Rows, observed
 

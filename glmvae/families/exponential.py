@@ -138,7 +138,7 @@ class Poisson(Family):
         return moved + jnp.abs(self.saturated_log_prob(x, dispersion))
 
     def remainder_of_step(self, step: Array, start: Array, x: Array | None, dispersion: Array) -> tuple[Array, Array]:
-        return _times_rate(remainders.exponential(step), start, dispersion)
+        return _times_rate(remainders.exponential_remainder(step), start, dispersion)
 
     def expected_remainder_of_step(
         self, mean: Array, variance: Array, start: Array, x: Array | None, dispersion: Array
@@ -250,7 +250,7 @@ class Gamma(Family):
         return at_eta0 + special.stirling(1.0 / jnp.asarray(dispersion, mean.dtype)) - statistic
 
     def remainder_of_step(self, step: Array, start: Array, x: Any, dispersion: Array) -> tuple[Array, Array]:
-        return _gamma_remainder(remainders.exponential(-step), step**2, start, x, dispersion)
+        return _gamma_remainder(remainders.exponential_remainder(-step), step**2, start, x, dispersion)
 
     def expected_remainder_of_step(
         self, mean: Array, variance: Array, start: Array, x: Any, dispersion: Array

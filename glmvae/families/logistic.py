@@ -22,8 +22,8 @@ from jax.typing import ArrayLike
 from glmvae import _checks
 from glmvae.families import remainders, samplers, special
 from glmvae.families.base import Family, Logistic
-from glmvae.families.logistic_terms import Kind, at_mean, logistic_terms, many
-from glmvae.families.softplus import sigmoid, softplus, softplus_derivative
+from glmvae.families.logistic_expectation import Kind, at_mean, logistic_terms, many
+from glmvae.families.softplus_calculus import sigmoid, softplus, softplus_derivative
 from glmvae.families.support import Support, of_rank
 from glmvae.families.trees import replaced
 
@@ -167,7 +167,7 @@ class Binomial(LogisticFamily):
         return jnp.log(mean) - jnp.log(self.parameter(mean) - mean)
 
     def remainder_of_step(self, step: Array, start: Array, x: Array | None, dispersion: Array) -> tuple[Array, Array]:
-        found = remainders.logistic(start, step).negated().scaled(self.parameter(step) / dispersion)
+        found = remainders.logistic_remainder(start, step).negated().scaled(self.parameter(step) / dispersion)
         return found.lower, found.upper
 
     def expected_remainder_of_step(
@@ -269,7 +269,7 @@ class NegativeBinomial(LogisticFamily):
         return jnp.log(mean / self.parameter(mean))
 
     def remainder_of_step(self, step: Array, start: Array, x: Array | None, dispersion: Array) -> tuple[Array, Array]:
-        return self._with_second_order(remainders.logistic(start, step), step**2, start, x, dispersion)
+        return self._with_second_order(remainders.logistic_remainder(start, step), step**2, start, x, dispersion)
 
     def expected_remainder_of_step(
         self, mean: Array, variance: Array, start: Array, x: Array | None, dispersion: Array

@@ -7,7 +7,7 @@ If K has the Kolmogorov distribution and Z is standard normal, 2 K Z is logistic
 and softplus and the slope likewise with the integral and the derivative of Phi. The expectation over K is taken by
 the Gauss rule in log K. Its absolute error does not grow with v: below 3e-12 of softplus with 16 nodes (float64) and
 5e-8 with 8 (float32). That serves an ascent, which asks for all three at every entry; where the relative error of a
-tail counts, :mod:`glmvae.families.softplus` has it.
+tail counts, :mod:`glmvae.families.softplus_calculus` has it.
 """
 
 from __future__ import annotations

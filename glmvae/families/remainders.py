@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae.families.softplus import softplus, softplus_derivative
+from glmvae.families.softplus_calculus import softplus, softplus_derivative
 
 # Gauss-Legendre nodes on [0, 1]: for |d| <= 2 the singularities of both third derivatives lie outside the Bernstein
 # ellipse of 6.4, so 14 nodes leave 6.4^-28 < 1e-22 of the integral.
@@ -100,7 +100,7 @@ def _enclosed(
 
 
 @jax.jit
-def exponential(delta: Array) -> Interval:
+def exponential_remainder(delta: Array) -> Interval:
     """Of e^delta - 1 - delta - delta^2 / 2, between delta^3 / 6 and delta^3 e^delta / 6."""
     units = 4 + 2 * jnp.abs(delta)  # e^delta has those of delta, times it
 
@@ -122,11 +122,11 @@ def expected_exponential(mean: Array, variance: Array) -> Interval:
     slope = 0.5 * (jnp.abs(centre) + moved) ** 2 * jnp.exp(jnp.maximum(centre, 0.0) + moved)
     parts = (0.5 * mean * variance, 0.125 * variance**2)
     rest = around(parts[0] + parts[1], eps * (jnp.abs(parts[0]) + parts[1]) + moved * slope)
-    return exponential(centre).plus(rest)
+    return exponential_remainder(centre).plus(rest)
 
 
 @jax.jit
-def logistic(t0: Array, delta: Array) -> Interval:
+def logistic_remainder(t0: Array, delta: Array) -> Interval:
     """Of the softplus remainder; at t0 = 0 it lies in [-delta^4 / 192, 0]."""
 
     def third(step: Array) -> Array:
@@ -173,5 +173,5 @@ def expected_logistic(t0: Array, mean: Array, variance: Array) -> Interval:
     gap = interval(bend - square / 8 - error, bend + square / 24 + error)
     gap = gap.within(between(jnp.zeros_like(half), 0.25 * half))
     quadratic = softplus_derivative(2, t0) * half
-    from_mean = logistic(t0, mean).plus(gap).plus(around(-quadratic, eps * quadratic))
+    from_mean = logistic_remainder(t0, mean).plus(gap).plus(around(-quadratic, eps * quadratic))
     return moments.within(from_mean)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from glmvae.families.softplus import sigmoid
+from glmvae.families.softplus_calculus import sigmoid
 
 # Variances from which the normal quantile serves; the lower, at which it is off by 2e-4, where trials are many.
 _LARGE, _FAIR, _MANY_TRIALS = 100.0, 10.0, 1e4

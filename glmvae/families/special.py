@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae.families.softplus import sigmoid, softplus
+from glmvae.families.softplus_calculus import sigmoid, softplus
 
 # Terms of Stirling's series, and from where they do (to 1e-16 and 4e-8).
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)

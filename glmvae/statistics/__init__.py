@@ -28,10 +28,10 @@ from glmvae.sources import as_source
 from glmvae.statistics.block_moments import (
     OnHost,
     Part,
-    block_moments,
     fixed_statistic,
     inside,
     join,
+    moments_of_block,
     moments_on_host,
     needs_no_program,
 )
@@ -147,7 +147,7 @@ def moments(x: Any, *, family: Family | None = None) -> Moments:
     options: dict[str, Any] = {"add": join, "num_covariates": None, "size": size, "check": inside}
     options["on_host"] = functools.partial(moments_on_host, dtype=dtype, fixed=fixed)
     options["whole"] = functools.partial(needs_no_program, family, fixed)
-    found = total(block_moments, source, cast, family=cast, **options)
+    found = total(moments_of_block, source, cast, family=cast, **options)
     part: Part = found.finished() if isinstance(found, OnHost) else found
     covariates = None if part.covariates is None else Covariates(*part.covariates)
     result = Moments(

@@ -49,7 +49,7 @@ class _Known(NamedTuple):
     explained: Any
 
 
-def block_moments(rows: Rows, _: None, family: Family | None) -> tuple[Part, None]:
+def moments_of_block(rows: Rows, _: None, family: Family | None) -> tuple[Part, None]:
     """The moments of a block, traced."""
     refuse(rows, family)
     known = _known(rows, family)

@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from glmvae.families.logistic_gap import NARROW, Gaps, mixture, series, trapezoid
 from glmvae.families.logistic_mixture import expected_logistic
-from glmvae.families.softplus import expected_excess, sigmoid, softplus
+from glmvae.families.softplus_calculus import expected_excess, sigmoid, softplus
 from glmvae.families.special import logistic_deviance, logistic_kernel, logistic_residual, positive
 
 Terms = tuple[Array, Array, Array]
