@@ -69,6 +69,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--latent-dims", nargs="+", type=_positive, metavar="KAPPA",
         help="default: " + "; ".join(f"{name} {' '.join(map(str, p.LATENT_DIMS))}" for name, p in PAGES.items()),
     )  # fmt: skip
+    parser.add_argument(
+        "--families", nargs="+", choices=[selection.name_of(family) for family in selection.FAMILIES], metavar="NAME",
+        help=f"of selection; default: {', '.join(map(selection.name_of, selection.FAMILIES))}",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a short run: small data, one kappa, few steps")
     parser.add_argument(
         "--peers", action="store_true",

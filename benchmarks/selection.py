@@ -88,10 +88,20 @@ def ways(family: Family) -> dict[str, Way]:
     return found
 
 
+def name_of(family: Family) -> str:
+    """As the table and ``--families`` have it."""
+    return repr(family).replace("()", "")
+
+
+def families(options: argparse.Namespace) -> list[Family]:
+    """Those asked for, or all."""
+    return [family for family in FAMILIES if not options.families or name_of(family) in options.families]
+
+
 def total(found: list[Problem], options: argparse.Namespace) -> int:
     """Every draw by every way."""
     size = QUICK if options.quick else FULL
-    return sum(len(ways(family)) for family in FAMILIES) * size.draws * len(options.latent_dims)
+    return sum(len(ways(family)) for family in families(options)) * size.draws * len(options.latent_dims)
 
 
 def measure(found: list[Problem], options: argparse.Namespace, result: dict[str, Any], bar: Any) -> None:
@@ -99,9 +109,9 @@ def measure(found: list[Problem], options: argparse.Namespace, result: dict[str,
     size = QUICK if options.quick else FULL
     result["settings"] |= {**size._asdict(), "folds": FOLDS, "beyond": BEYOND}
     for units in options.latent_dims:
-        for family in FAMILIES:
+        for family in families(options):
             for name, way in ways(family).items():
-                row: dict[str, Any] = {"family": repr(family).replace("()", ""), "latent_dim": units, "way": name}
+                row: dict[str, Any] = {"family": name_of(family), "latent_dim": units, "way": name}
                 row |= {"best": [], "one_standard_error": [], "seconds": []}
                 result["rows"].append(row)
                 for draw_ in range(size.draws):

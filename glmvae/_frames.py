@@ -60,6 +60,9 @@ def values_of(table: Any, name: str) -> np.ndarray:
         TypeError: a column of anything else, by its name.
     """
     values = np.asarray(table)
+    for column, dtype in zip(table.columns, getattr(table, "dtypes", ()), strict=False):
+        if (is_temporal := getattr(dtype, "is_temporal", None)) is not None and is_temporal():
+            raise TypeError(_advice(name, str(column), str(dtype)))  # polars counts days, and says nothing
     if values.dtype.kind in "fiub" or values.ndim != 2:
         return values
     if values.dtype.kind != "O":

@@ -20,10 +20,15 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
+from glmvae._frames import shown
+from glmvae.blocks import total
+from glmvae.elbo import affine_arguments
 from glmvae.expansion import working_weight
 from glmvae.families import Family
-from glmvae.model import Affine, AffineModel, Posterior, as_model, require_density
+from glmvae.model import Affine, AffineModel, Posterior, as_model, fixed_predictor, require_density
 from glmvae.optimum import Encoder
+from glmvae.rows import Rows, observed
+from glmvae.sources import Source
 
 _MOST_SWEEPS = 500
 # A sweep that turns every plane by less, in radians, is the last.
@@ -60,25 +65,27 @@ class ExplainedVariance(NamedTuple):
         return "\n".join(lines)
 
 
-def explained_variance(model: Any) -> ExplainedVariance:
+def explained_variance(model: Any, x: Any = None) -> ExplainedVariance:
     """The share of the variance that each factor explains, of every column and of all.
 
         W_jk^2 / (|W_j|^2 + 1 / w_j),      sum_j w_j W_jk^2 / sum_j (w_j |W_j|^2 + 1)
 
-    with w the working weights at the intercept: 1 / w_j is what of a working response the decoder leaves to chance, so
-    that every column counts in units of its own noise. What rows bring is not in it: after an offset o or covariates c
-    the weights are those of a row at o = 0, c = 0, and where the family's depend on eta (all but Gaussian's) a typical
-    row is somewhere else. Give the model with the intercept of such a row, b + o + B' c.
+    with w the working weights: 1 / w_j is what of a working response the decoder leaves to chance, so that every column
+    counts in units of its own noise. They are those at the intercept b, of a row without an offset o and covariates c;
+    or, given rows, the mean of those at b + B'c + o, which is elsewhere, and counts for all families but Gaussian.
 
     Args:
         model: an :class:`~glmvae.model.AffineModel` or a result that has one.
+        x: rows, say those of the fit: what they bring and weigh counts, x itself only by what of it is missing. None
+            takes a row that brings nothing.
 
     Returns:
         :class:`ExplainedVariance`.
 
     Raises:
         TypeError: no model.
-        ValueError: a family whose trials the rows bring: give the model a family with trials; a dispersion of 0.
+        ValueError: no rows, and a family whose trials they bring; rows of another width, that do not bring what the
+            model needs, or without an entry in some column; a dispersion of 0.
 
     Exactness: of the model, under z ~ N(0, I). For Gaussian exact, and with its dispersion estimated at beta = 1 the
     share (lambda_k - 1) / sum lambda of probabilistic PCA; elsewhere on the scale of the linear predictor, with the
@@ -96,15 +103,44 @@ def explained_variance(model: Any) -> ExplainedVariance:
 
     Source: communalities of factor analysis; Nakagawa, Johnson and Schielzeth (2017) for other families.
     """
+    if x is not None:
+        model, source = affine_arguments(model, x)
+        return ExplainedVariance(*_explained(model.loadings, _mean_weights(model, source)))
     model = require_density(as_model(model))
     if model.family.needs_trials:
-        raise ValueError(f"model: {model.family!r} has its trials from the rows; give it a family with trials a column")
-    return ExplainedVariance(*_explained(model.loadings, model.intercept, model.family, model.dispersion))
+        raise ValueError(
+            f"x: {model.family!r} has its trials from the rows, give them, or a family with trials a column"
+        )
+    return ExplainedVariance(*_explained_at(model.loadings, model.intercept, model.family, model.dispersion))
 
 
 @jax.jit
-def _explained(loadings: Array, intercept: Array, family: Family, dispersion: Array) -> tuple[Array, Array]:
-    weight = working_weight(family, intercept, dispersion)
+def _explained_at(loadings: Array, intercept: Array, family: Family, dispersion: Array) -> tuple[Array, Array]:
+    return _explained(loadings, working_weight(family, intercept, dispersion))
+
+
+def _mean_weights(model: AffineModel, source: Source) -> Array:
+    """The working weights of the rows at z = 0, averaged over what of each column was observed, (d,)."""
+    options: dict[str, Any] = {"family": model.family, "num_covariates": model.decoder.num_covariates}
+    summed, entries = total(_summed_weights, source, model, **options)
+    if _checks.concrete((summed, entries)):
+        if not np.all(np.asarray(entries) > 0):
+            column = int(np.argmin(np.asarray(entries)))
+            named = shown(column, source.column_names)
+            raise ValueError(f"missing: expected an entry in every column, got none at [{column}]{named}")
+        return jax.device_put((np.asarray(summed) / np.asarray(entries)).astype(model.loadings.dtype))
+    return (summed / entries).astype(model.loadings.dtype)
+
+
+def _summed_weights(rows: Rows, _: None, model: AffineModel) -> tuple[tuple[Array, Array], None]:
+    eta = jnp.broadcast_to(fixed_predictor(model.decoder, rows), rows.x.shape)
+    weight = working_weight(model.family.for_rows(rows), eta, model.objective.dispersion_of_entries)
+    each = observed(rows, jnp.broadcast_to(rows.weight[:, None], rows.x.shape))
+    return (jnp.sum(jnp.where(each > 0, each * weight, 0.0), axis=0), jnp.sum(each, axis=0)), None
+
+
+@jax.jit
+def _explained(loadings: Array, weight: Array) -> tuple[Array, Array]:
     signal = weight[:, None] * loadings**2
     whole = jnp.sum(signal, axis=1) + 1
     return jnp.sum(signal, axis=0) / jnp.sum(whole), signal / whole[:, None]

@@ -29,7 +29,7 @@ from glmvae.model import Affine, AffineModel, as_model, require_density
 from glmvae.optimum import AffineOptimum, optimum_at, posterior
 from glmvae.quadratics import Quadratic
 from glmvae.refined import RefinedOptimum
-from glmvae.sources import as_source
+from glmvae.sources import as_source, require_offset
 from glmvae.spectral import decomposed_spectrum
 from glmvae.statistics import Moments, as_moments
 
@@ -149,6 +149,7 @@ def tighten(
     source = None if isinstance(x, Moments) else as_source(x, columns=model.loadings.shape[0], like=optimum)
     data = as_moments(x if source is None else source, model.family)
     _checks.columns_of_optimum(model.loadings.shape[0], data.mean.shape[0], "x")
+    require_offset(optimum, data.at_offset is not None)
     if data.at_offset is not None or data.trials is not None:
         raise ValueError('x: one xi a column has no place for an offset or trials an entry; use refine(method="entry")')
     with bar(progress, max_rounds, "tighten", "nats per row") as report:

@@ -163,7 +163,7 @@ def reference(optimum: AffineOptimum, x: Any) -> Reference:
         :class:`Reference`, means over the rows by their weight.
 
     Raises:
-        ValueError: bad data; an optimum whose dispersion is 0, which has no density.
+        ValueError: bad data, no offset where the fit had one; an optimum whose dispersion is 0, which has no density.
         TypeError: no optimum with an expansion point.
 
     Exactness: lower <= elbo_exact <= upper up to rounding. L-hat is itself a lower bound for Bernoulli and binomial at

@@ -23,8 +23,9 @@ from glmvae.encoding import posterior as posterior
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.model import Affine, AffineModel, Objective, unchecked
+from glmvae.rows import Brought
 from glmvae.solution import Solution, solve
-from glmvae.sources import as_source
+from glmvae.sources import as_source, brought_by
 from glmvae.spectral import Spectrum, spectrum_of
 from glmvae.statistics import Moments, as_moments
 from glmvae.statistics.residuals import is_bounded
@@ -45,6 +46,8 @@ class AffineOptimum(NamedTuple):
         expansion_point: eta0, (d,); added to an offset.
         dispersion_estimated: whether phi was part of what was maximised.
         column_names: of a table's columns; None of an array and of moments. Rows with other names are refused.
+        brought: ``("offset",)`` where the rows brought one: rows without are refused, zeros are taken; None where they
+            did not, and of moments with trials an entry. No leaf of the pytree; ``.model`` does not know it.
     """
 
     model: AffineModel
@@ -54,6 +57,7 @@ class AffineOptimum(NamedTuple):
     expansion_point: Float[Array, " d"]
     dispersion_estimated: Bool[Array, ""]
     column_names: ColumnNames | None = None
+    brought: Brought | None = None
 
     @property
     def decoder(self) -> Affine:
@@ -176,7 +180,8 @@ def fit(
     latent_dim = _checks.latent_dim(latent_dim, data.mean.shape[0], least=0)
     beta = _checks.positive(beta, "beta", dtype=data.mean.dtype)
     spectrum = spectrum_of(data, family, dispersion, expand_at, max(latent_dim, 1))
-    return _optimum(spectrum, latent_dim, beta, None)._replace(column_names=names_for(source))
+    found = _optimum(spectrum, latent_dim, beta, None)
+    return found._replace(column_names=names_for(source), brought=brought_by(data if source is x else source))
 
 
 def optimum_at(

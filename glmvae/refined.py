@@ -14,6 +14,7 @@ from glmvae._frames import ColumnNames, listed
 from glmvae.families import Family
 from glmvae.model import Affine, AffineModel, Posterior
 from glmvae.optimum import Encoder
+from glmvae.rows import Brought
 
 
 class RefinedOptimum(NamedTuple):
@@ -35,6 +36,8 @@ class RefinedOptimum(NamedTuple):
         converged: whether what is left to gain fell below the tolerance.
         dispersion_estimated: whether phi was part of what was maximised.
         column_names: of a table's columns, its own or those of the start; rows with other names are refused.
+        brought: ``("offset",)`` where the rows brought one: rows without are refused, zeros are taken; None where they
+            did not. No leaf of the pytree; ``.model`` does not know it.
     """
 
     model: AffineModel
@@ -47,6 +50,7 @@ class RefinedOptimum(NamedTuple):
     converged: Bool[Array, ""]
     dispersion_estimated: Bool[Array, ""]
     column_names: ColumnNames | None = None
+    brought: Brought | None = None
 
     @property
     def decoder(self) -> Affine:

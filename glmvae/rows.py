@@ -24,6 +24,17 @@ from glmvae.families import Family
 FIELDS = ("x", "trials", "offset", "covariates", "missing", "weight")
 
 
+@jax.tree_util.register_static
+class Brought(tuple[str, ...]):
+    """Names of what the rows of a fit brought and no part of its model tells, ``("offset",)``; without leaves, so that
+    a result that keeps them is a pytree of arrays still."""
+
+    __slots__ = ()
+
+
+OFFSET = Brought(("offset",))
+
+
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
 class Rows:
@@ -36,6 +47,7 @@ class Rows:
             rows rebuilt from it (``map``, ``replace``) have none.
         trials: of a ``Binomial(None)``, (N, d), (N, 1) or (1, d), not negative; an entry of 0 trials is missing.
         offset: added to eta (log exposure, library size): (N,) or (N, 1), one a row; (N, d); or (1, d), one a column.
+            An optimum knows that its rows brought one and refuses rows without; zeros say "none".
         covariates: (N, p), known columns beside the latent ones.
         missing: (N, d) or (1, d), true where an entry of x is to be ignored, whatever stands there.
         weight: of the rows in sums and means, (N,), not negative, not all 0. It never changes a row's own result.

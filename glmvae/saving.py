@@ -27,6 +27,7 @@ from glmvae.families.trees import is_same
 from glmvae.model import Affine, AffineModel, Objective, Posterior, as_model, unchecked
 from glmvae.optimum import AffineOptimum, Encoder
 from glmvae.refined import RefinedOptimum
+from glmvae.rows import Brought
 
 _FORMAT = 1
 _CONTENT = "model"
@@ -198,6 +199,8 @@ def _described(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return _put_aside(value, arrays)
     if isinstance(value, ColumnNames):
         return {"names": [*value]}
+    if isinstance(value, Brought):
+        return {"brought": [*value]}
     if type(value) is tuple or isinstance(value, list):
         return [_described(part, arrays) for part in value]
     if isinstance(value, Family) and type(value) not in _FAMILIES:
@@ -237,6 +240,8 @@ def _built(tree: Any, arrays: dict[str, np.ndarray], family: Family | None) -> A
         return tree
     if "names" in tree:
         return ColumnNames(tree["names"])
+    if "brought" in tree:
+        return Brought(tree["brought"])
     if "array" in tree:
         return _restored(arrays[tree["array"]], tree["kind"])
     if family is not None and ("family" in tree or _CLASSES[tree["class"]] in _FAMILIES):
@@ -263,7 +268,7 @@ def _custom(tree: Any) -> str | None:
     """The name of the first class of the user's own."""
     if isinstance(tree, list):
         return next((found for part in tree if (found := _custom(part))), None)
-    if not isinstance(tree, dict) or "array" in tree or "names" in tree:
+    if not isinstance(tree, dict) or {"array", "names", "brought"} & {*tree}:
         return None
     return tree["family"] if "family" in tree else _custom([*tree["fields"].values()])
 

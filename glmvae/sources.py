@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from glmvae import _checks
-from glmvae.rows import Rows, as_rows
+from glmvae.rows import OFFSET, Brought, Rows, as_rows
 
 
 class Source:
@@ -25,6 +25,7 @@ class Source:
         passes: how often :meth:`pieces` may be called, None for as often as wanted.
         dtype: the precision to compute in.
         column_names: of the columns, where they have any: those of a table, of the first batch.
+        has_offset: whether the rows bring one; None where that is not known before a pass.
     """
 
     num_columns: int
@@ -32,6 +33,7 @@ class Source:
     passes: int | None = None
     dtype: np.dtype
     column_names: tuple[str, ...] | None = None
+    has_offset: bool | None = None
 
     def pieces(self) -> Iterator[Rows]:
         """The rows from the first on, in pieces of any length."""
@@ -49,7 +51,7 @@ class RowsSource(Source):
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self.num_rows, self.num_columns, self.dtype = rows.num_rows, rows.num_columns, rows.dtype
-        self.column_names = rows.column_names
+        self.column_names, self.has_offset = rows.column_names, rows.offset is not None
 
     def pieces(self) -> Iterator[Rows]:
         yield self._rows
@@ -63,8 +65,8 @@ class BatchSource(Source):
     """Batches, each an array (n, d) or Rows, from one iterator, or from a function that gives a fresh one.
 
     Raises:
-        ValueError: no batch, a batch of other columns, of columns of other names or that is no matrix (it says which),
-            a second pass over an iterator.
+        ValueError: no batch, a batch of other columns, of columns of other names or that is no matrix, an offset in
+            some batches only (it says which), a second pass over an iterator.
     """
 
     def __init__(self, make: Callable[[], Iterable[Any]] | Iterator[Any], name: str = "x") -> None:
@@ -78,7 +80,7 @@ class BatchSource(Source):
             raise ValueError(f"{name}: expected at least one batch of rows, got none")
         self._first = self._batch(first, 0)
         self.num_columns, self.dtype = self._first.num_columns, self._first.dtype
-        self.column_names = self._first.column_names
+        self.column_names, self.has_offset = self._first.column_names, self._first.offset is not None
 
     def _open(self) -> Iterable[Any]:
         if isinstance(self._make, Iterator):
@@ -97,6 +99,12 @@ class BatchSource(Source):
             raise ValueError(
                 f"{self._name}: expected {self.num_columns} columns as in batch 0, "
                 f"got {rows.num_columns} in batch {index}"
+            )
+        if index and self.has_offset != (rows.offset is not None):
+            there, got = ("an", "none") if self.has_offset else ("no", "one")
+            raise ValueError(
+                f"{self._name}: expected every batch to bring {there} offset as batch 0 does, got {got} in batch "
+                f"{index}; zeros are no offset"
             )
         first, here = self.column_names, rows.column_names
         if index and first and here and first != here:
@@ -130,7 +138,7 @@ def as_source(x: Any, name: str = "x", columns: int | None = None, like: Any = N
 
     Raises:
         ValueError, TypeError: as :class:`Rows`; another number of columns than ``columns``; other names than those of
-            ``like``, an optimum or None, where both have names.
+            ``like``, an optimum or None, where both have names; no offset where the rows of ``like`` brought one.
     """
     if isinstance(x, Source):
         source: Source = x
@@ -147,7 +155,32 @@ def as_source(x: Any, name: str = "x", columns: int | None = None, like: Any = N
     if wanted is not None and got is not None and wanted != got:
         at = next(i for i, pair in enumerate(zip(wanted, got, strict=True)) if pair[0] != pair[1])
         raise ValueError(f'{name}: expected the columns of the optimum, "{wanted[at]}" at {at}, got "{got[at]}"')
+    require_offset(like, source.has_offset)
     return source
+
+
+def require_offset(like: Any, has_offset: bool | None) -> None:
+    """Rows for an optimum whose own rows brought an offset bring one too: 0 would be taken for it in silence.
+
+    Raises:
+        ValueError: they bring none.
+    """
+    if has_offset is False and "offset" in (getattr(like, "brought", None) or ()):
+        raise ValueError(
+            'offset: the rows of the optimum brought one, these bring none; zeros say "none", offset=numpy.zeros(N)'
+        )
+
+
+def brought_by(data: Any) -> Brought | None:
+    """What of a source, or of moments, an optimum has to remember: its offset.
+
+    Of moments with trials an entry nobody knows whether an offset was in them too: None.
+    """
+    if isinstance(data, Source):
+        return OFFSET if data.has_offset else None
+    family = getattr(data, "family", None)
+    plain = data.at_offset is None or family is None or family.needs_trials
+    return None if plain else OFFSET
 
 
 def concrete(source: Source) -> bool:

@@ -136,6 +136,8 @@ def rate_distortion(
         if isinstance(x, Moments):
             raise TypeError("x: the exact rate and distortion of optima need rows, got Moments")
         source = as_source(x)
+        for optimum in optima:
+            as_source(source, like=optimum)
     data = as_moments(x if source is None else source, family)
     latent_dim = _checks.latent_dim(latent_dim, data.mean.shape[0], least=0)
     if np.ndim(betas) != 1 or not np.size(betas):

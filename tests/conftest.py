@@ -9,6 +9,7 @@ Nearly all of the suite's time is compilation, so XLA compiles quickly, to slowe
 run beside pytest's own cache. XLA_FLAGS and JAX_COMPILATION_CACHE_DIR set by hand, if only to nothing, are left alone.
 """
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -62,9 +63,20 @@ settings.register_profile("thorough", settings.get_profile("glmvae"), max_exampl
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "glmvae"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_the_module():
+    """They are let go with it: those of the whole suite take 9 GB, and few serve two modules."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def dtype():
     return jnp.dtype(PRECISION)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: no collection need look at it again
 
 
 def pytest_collection_modifyitems(config, items):

@@ -75,7 +75,7 @@ GOOD = {
     "spectrum": dict(moments=DATA, family=Bernoulli()),
     "tighten": dict(optimum=OPTIMUM, x=X),
     "varimax": dict(optimum=OPTIMUM),
-    "explained_variance": dict(model=MODEL),
+    "explained_variance": dict(model=MODEL, x=X),
 }
 GOOD = {name: arguments for name, arguments in GOOD.items() if hasattr(glmvae, name)}
 
@@ -197,6 +197,7 @@ SPECIAL = {
     ("diagnose", "refine"): [("best", "")],
     ("tighten", "x"): [case for case in DATA_TABLE],
     ("load", "family"): [("bernoulli", ""), (Bernoulli, "class Bernoulli"), (Poisson(), "expected that of")],
+    ("explained_variance", "x"): [case for case in DATA_TABLE if case[0] is not None],
     ("select", "method"): [("best", "closed-form"), (None, "")],
 }
 

@@ -31,10 +31,10 @@ SETTINGS = {**selection.FULL._asdict(), "folds": 5, "beyond": 3, "latent_dims": 
 
 def test_the_page_runs_and_counts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(selection, "QUICK", selection.Size(2, 60, 6))
-    monkeypatch.setattr(selection, "FAMILIES", (Gaussian(),))
     quick = {"rows, closed form": selection.ways(Gaussian())["rows, closed form"]}
     monkeypatch.setattr(selection, "ways", lambda family: quick)
-    assert command.main(["selection", "--quick", "--latent-dims", "1", "--output", str(tmp_path)]) == 0
+    options = ["selection", "--quick", "--latent-dims", "1", "--families", "Gaussian", "--output", str(tmp_path)]
+    assert command.main(options) == 0
     result = json.loads((tmp_path / "selection.json").read_text())
     (found,) = result["rows"]
     assert (found["family"], found["way"], found["latent_dim"]) == ("Gaussian", "rows, closed form", 1)

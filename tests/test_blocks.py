@@ -11,7 +11,7 @@ from compilations import counted
 from memory import Measured, peak
 
 from glmvae import Rows
-from glmvae.blocks import LADDER, Block, Store, block_size, cut_rows, layout, per_row, sweep
+from glmvae.blocks import LADDER, Block, Store, _add, block_size, cut_rows, layout, per_row, sweep
 from glmvae.families import Bernoulli, Binomial, Poisson
 from glmvae.sources import as_source
 
@@ -109,6 +109,13 @@ def test_another_way_to_add_and_the_order_of_the_blocks():
 
 def _most(rows, _):
     return jnp.max(jnp.where(rows.weight[:, None] > 0, rows.x, -jnp.inf), axis=0), None
+
+
+def test_a_sum_out_of_range_is_silent_as_under_jit():
+    ends = np.array([np.inf, 3e38], "float32"), np.array([-np.inf, 3e38], "float32")
+    np.testing.assert_array_equal(_add(*ends), [np.nan, np.inf])
+    with pytest.raises(RuntimeWarning):  # the control
+        np.add(*ends)
 
 
 def test_everything_is_in_the_widest_precision_that_meets(dtype):

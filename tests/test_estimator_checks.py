@@ -8,7 +8,8 @@ from glmvae.estimator import AffineVAE
 
 pytestmark = pytest.mark.any_precision
 
-NOT_ALONE = ["check_methods_subset_invariance", "check_methods_sample_order_invariance"]
+#: The last hands over NaN to what says that it takes it.
+NOT_ALONE = ["check_methods_subset_invariance", "check_methods_sample_order_invariance", "check_estimators_pickle"]
 # What scikit-learn's checks hand over and a Bernoulli column refuses: values that are not between 0 and 1.
 NOT_BINARY = {
     name: "its data are not between 0 and 1, the support of Bernoulli()"
@@ -72,6 +73,6 @@ def test_a_row_has_its_scores_whatever_rows_stand_beside_it(method):
     with jax.enable_x64(True):
         estimator = AffineVAE(method=method, tolerance=1e-2)
         found = [c for _, c in estimator_checks_generator(estimator) if c.func.__name__ in NOT_ALONE]
-        assert len(found) == len(NOT_ALONE)
+        assert {check.func.__name__ for check in found} == {*NOT_ALONE}
         for check in found:
             check(estimator)

@@ -155,6 +155,39 @@ def test_explained_variance_of_a_gaussian_is_that_of_probabilistic_pca(dtype):
     assert float(explained_variance(doubled).total) < 0.9 * float(share.total)  # noise counts
 
 
+@pytest.mark.parametrize("trials", [False, True])
+def test_explained_variance_by_the_weights_of_rows(trials, dtype):
+    """The mean over what was observed of the weights at each row's own predictor, by the formula."""
+    x = table(dtype)
+    rng = np.random.default_rng(1)
+    c, o, weight = rng.normal(size=(N, 1)), rng.normal(size=(N, 1)), rng.integers(0, 3, N).astype(float)
+    n, missing = rng.integers(1, 9, (N, D)), rng.uniform(size=(N, D)) < 0.2
+    loadings, b, coefficients = rng.normal(size=(D, 2)), rng.normal(size=D), rng.normal(size=(1, D))
+    arrays = (loadings.astype(dtype), b.astype(dtype), coefficients.astype(dtype))
+    model = AffineModel(Affine(*arrays), Binomial(None) if trials else Poisson())
+    brought = {"covariates": c, "offset": o, "missing": missing, "weight": weight, "trials": n if trials else None}
+    rows = Rows(np.minimum(x, n) if trials else x, **brought)
+
+    def share(eta, counted):
+        mu = np.exp(eta) if not trials else n * np.exp(eta) / (1 + np.exp(eta)) ** 2
+        w = np.sum(counted * mu, axis=0) / np.sum(counted, axis=0)
+        return w @ loadings**2 / np.sum(w * np.sum(loadings**2, axis=1) + 1)
+
+    counted, eta = np.where(missing, 0.0, weight[:, None]), b + c @ coefficients + o
+    tolerance = 1e-12 if dtype == np.float64 else 1e-5
+    found = explained_variance(model, rows)
+    np.testing.assert_allclose(found.by_factor, share(eta, counted), rtol=tolerance)
+    for wrong in (share(eta - o, counted), share(eta - c @ coefficients, counted), share(eta, ~missing)):
+        assert np.max(np.abs(found.by_factor - wrong)) > 1e-4  # the control: each field counts
+    traced = jax.jit(explained_variance)(model, rows.map(jnp.asarray))
+    np.testing.assert_allclose(traced.by_column, found.by_column, rtol=tolerance)
+    if not trials:  # rows that bring nothing are as none
+        plain = AffineModel(Affine(*arrays[:2]), Poisson())
+        np.testing.assert_allclose(
+            explained_variance(plain, x).by_factor, explained_variance(plain).by_factor, rtol=tolerance
+        )
+
+
 def test_explained_variance_reads_well(dtype):
     x = table(dtype)
     text = repr(explained_variance(fit(x, Poisson(), K, expand_at="null", beta=1e3)))
@@ -176,7 +209,13 @@ def test_arguments_that_do_not_fit(dtype):
     all_refused(
         [
             (lambda: explained_variance(None), TypeError, "model: expected an AffineModel"),
-            (lambda: explained_variance(trials), ValueError, "model: .* has its trials from the rows"),
+            (lambda: explained_variance(trials), ValueError, "x: .* has its trials from the rows, give them"),
+            (lambda: explained_variance(optimum, x[:, :3]), ValueError, "x: expected 5 columns, got 3"),
+            (
+                lambda: explained_variance(optimum, Rows(x, missing=np.arange(D)[None] == 1)),
+                ValueError,
+                r"missing: .* none at \[1\]",
+            ),
             (lambda: varimax(x), TypeError, "optimum: expected an AffineModel"),
             (lambda: jax.jit(varimax)(optimum), TypeError, "optimum: varimax runs on the host"),
         ]

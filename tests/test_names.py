@@ -30,14 +30,29 @@ FAMILY = Mixed([(Bernoulli(), [0]), (Poisson(), [1]), (Gaussian(), [2])])
 
 
 class Polars:
-    """What polars shows of a table: a list of names, and an array."""
+    """What polars shows of a table: lists of names and of dtypes, and an array, in which dates are numbers of days."""
 
     def __init__(self, table):
         self.columns = list(table.columns)
-        self._values = table.to_numpy()
+        self.dtypes = [Dtype(dtype.kind == "M") for dtype in table.dtypes]
+        days = {name: table[name].astype("int64") for name in table.select_dtypes("datetime")}
+        self._values = table.assign(**days).to_numpy()
 
     def __array__(self, dtype=None, copy=None):
         return self._values
+
+
+class Dtype:
+    """What polars shows of a column's."""
+
+    def __init__(self, temporal):
+        self._temporal = temporal
+
+    def is_temporal(self):
+        return self._temporal
+
+    def __str__(self):
+        return "Date" if self._temporal else "Float64"
 
 
 def changed(column, row, value, dtype=float):
@@ -131,6 +146,7 @@ def test_columns_that_are_no_numbers_are_named():
             (lambda: Rows(words.astype("category")), TypeError, 'column "town"'),
             (lambda: Rows(mostly), TypeError, 'got str in column "visits"'),
             (lambda: Rows(days), TypeError, 'got datetime64.* in column "day"'),
+            (lambda: Rows(Polars(TABLE.assign(day=days.day))), TypeError, 'got Date in column "day"'),
             (lambda: Rows(TABLE, covariates=words), TypeError, '^covariates: .*column "town"'),
             (lambda: Rows(np.array([["a"]])), TypeError, "x: expected an array of numbers, got dtype"),
         ]

@@ -150,8 +150,8 @@ def test_points_are_scores_and_arrows_are_loadings_to_one_factor():
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
     assert sorted(written(ax)) == NAMES
     share = np.asarray(explained_variance(optimum).by_factor)
-    assert ax.get_xlabel() == f"unit 2 ({share[2]:.0%} of the variance)"
-    assert ax.get_ylabel() == f"unit 0 ({share[0]:.0%} of the variance)"
+    assert ax.get_xlabel() == f"factor 2 ({share[2]:.0%} of the variance)"
+    assert ax.get_ylabel() == f"factor 0 ({share[0]:.0%} of the variance)"
 
 
 def test_the_longest_arrows_are_named_and_no_name_covers_another():
@@ -176,13 +176,14 @@ def test_names_are_those_of_the_table():
     assert sorted(written(plots.biplot(optimum, pd.DataFrame(REAL, columns=NAMES)))) == NAMES
 
 
-def test_the_share_of_the_variance_is_that_of_a_row_with_the_mean_offset():
+def test_the_share_of_the_variance_is_that_among_the_rows():
     rows = Rows(COUNTS, offset=np.linspace(1.0, 3.0, len(COUNTS)))
     optimum = refine(fit(COUNTS, Poisson(), 2, expand_at="null"), rows, max_rounds=3)
-    typical = AffineModel(Affine(optimum.loadings, optimum.intercept + 2.0), Poisson())
-    share, bare = (np.asarray(explained_variance(model).by_factor) for model in (typical, optimum))
+    share, bare = (
+        np.asarray(found.by_factor) for found in (explained_variance(optimum, rows), explained_variance(optimum))
+    )
     assert share[0] > bare[0] + 0.02
-    assert plots.biplot(optimum, rows).get_xlabel() == f"unit 0 ({share[0]:.0%} of the variance)"
+    assert plots.biplot(optimum, rows).get_xlabel() == f"factor 0 ({share[0]:.0%} of the variance)"
 
 
 def test_refined_optima_rows_that_bring_more_and_pruned_units_are_drawn():
@@ -192,7 +193,7 @@ def test_refined_optima_rows_that_bring_more_and_pruned_units_are_drawn():
     pruned = fit(REAL, Gaussian(), 2, beta=1e6, dispersion=1.0)
     assert not arrows(plots.biplot(pruned, REAL)).size
     trials = Rows(COUNTS, trials=COUNTS + 1)
-    assert "posterior mean" in plots.biplot(fit(trials, Binomial(None), 2), trials).get_xlabel()
+    assert "of the variance" in plots.biplot(fit(trials, Binomial(None), 2), trials).get_xlabel()
 
 
 # Arguments --------------------------------------------------------------------------------------------------

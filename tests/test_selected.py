@@ -1,8 +1,12 @@
 """The table of a selection, its choices and its words; the density of an entry that it scores by."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 
@@ -70,6 +74,21 @@ def test_the_rule_of_one_standard_error_is_of_differences():
     apart = chosen(SCORES + 10 * np.array([1.0, -1.0]))
     assert apart.one_standard_error == Choice(2, 1.0)
     np.testing.assert_allclose(apart.table.standard_error_below, found.table.standard_error_below)
+
+
+@pytest.mark.any_precision
+def test_the_table_is_one_of_pandas_too():
+    table = chosen().table
+    frame = pd.DataFrame(table)
+    assert list(frame) == ["latent_dim", "beta", "score", "standard_error", "below", "standard_error_below"]
+    assert [*zip(frame.latent_dim, frame.beta, strict=True)] == POINTS
+    for name in frame:
+        np.testing.assert_array_equal(frame[name], getattr(table, name))
+    doubled = jax.tree.map(lambda column: 2 * column, chosen()).table  # a pytree of columns still
+    np.testing.assert_array_equal(doubled.score, 2 * table.score)
+    assert repr(pickle.loads(pickle.dumps(table))) == repr(copy.deepcopy(table)) == repr(table)
+    with pytest.raises(AttributeError, match="Table has no column 'gain', only latent_dim, beta, score"):
+        _ = table.gain
 
 
 @pytest.mark.any_precision

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from scipy.special import expit
 
-from glmvae import Rows, best_posterior, elbo_exact, fit, log_likelihood, refine, select, tighten
+from glmvae import Rows, best_posterior, elbo_exact, fit, log_likelihood, refine, select, selection, tighten
 from glmvae.families import Bernoulli, Binomial, Gamma, Gaussian, Mixed, Poisson
 from glmvae.selection import holdout
 from glmvae.selection.selected import Choice, Selection, table_of
@@ -97,6 +97,29 @@ def test_the_likelihood_of_a_row_is_that_of_log_likelihood():
     wanted = log_likelihood(jax.random.key(1), optimum, split.asked, num_samples=100)[0].mean()
     np.testing.assert_allclose(found.fold_scores[0, 2], wanted, rtol=1e-5)
     assert found.table.score[0] > by_elbo.table.score[0]
+
+
+@pytest.mark.any_precision
+def test_a_fit_is_scored_when_it_has_converged(monkeypatch):
+    """Counts of tens of thousands want more rounds than ``refine`` makes by itself; cut off, a fit is another model."""
+    rng = np.random.default_rng(3)
+    x = rng.poisson(np.exp(2 * rng.normal(size=(60, 2)) @ rng.normal(size=(6, 2)).T)).astype(float)
+    rounds, converged = [], []
+
+    def counted(*arguments, **options):
+        found = refine(*arguments, **options)
+        rounds.append(len(found.history) - 1)
+        converged.append(bool(found.converged))
+        return found
+
+    monkeypatch.setattr(selection, "refine", counted)
+    whole = select(x, Poisson(), [1, 2], method="exact", folds=2)
+    assert max(rounds) > 100
+    assert all(converged)
+    monkeypatch.setattr(selection, "_MOST_ROUNDS", 100)
+    cut = select(x, Poisson(), [1, 2], method="exact", folds=2)
+    assert not all(converged)
+    assert np.max(np.abs(cut.fold_scores - whole.fold_scores)) > 1e-2
 
 
 @pytest.mark.any_precision

@@ -6,7 +6,8 @@ the weights averaged over rows,
     d ELBO / d mu_i = r_i = W' g_i - beta mu_i,     Sigma = beta H^-1,     H = beta I + W' diag(w) W
 
 The ELBO is concave in (A, a) where log p is concave in eta. L-BFGS climbs it in H^1/2 (A Cov(x)^1/2, a), where its
-curvature is near 1, Sigma follows by its fixed point; the start is the regression of the posterior means on x.
+curvature is near 1, from the regression of the posterior means on x. Sigma follows it: at every point that is the best
+so far it is set to what the weights there call for.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ from glmvae.rows import Rows
 from glmvae.spectral import decompose
 from glmvae.statistics import moments
 
-# Rounds of A, a and of Sigma, and steps of L-BFGS in each.
-_ROUNDS = 4
-_STEPS = 25
-# An encoder need not be better than that: nats per row, and of the ELBO.
+# Steps of L-BFGS, and those whose curvature it remembers.
+_STEPS = 60
+_MEMORY = 8
+# An encoder need not be better than that: nats per row, of the ELBO, and of what it loses to the best posteriors.
 _TOLERANCE = 2e-4
 _RELATIVE = 2e-5
+_OF_LOSS = 1e-2
 
 
 class _Sums(NamedTuple):
+    """Of rows: the ELBO, r_i, r_i (x_i - mean x)' and the weights by column."""
+
     num_rows: Array
     elbo: Array
     residual: Array
@@ -44,64 +48,87 @@ class _Sums(NamedTuple):
     weight: Array
 
 
-def best_encoder(problem: Problem, decoder: Affine, objective: Objective, posterior: Posterior) -> Encoder:
-    """The encoder of plain rows."""
+class _Point(NamedTuple):
+    """An encoder, (A Cov(x)^1/2, a) and Sigma, the Sigma that its weights call for, and its ELBO in nats per row."""
+
+    whitened: np.ndarray
+    covariance: np.ndarray
+    called_for: np.ndarray
+    elbo: float
+
+
+def best_encoder(problem: Problem, decoder: Affine, objective: Objective, posterior: Posterior, elbo: float) -> Encoder:
+    """The encoder of plain rows, whose best posteriors reach ``elbo``."""
     data = moments(problem.source)
     values, vectors = (np.asarray(a, np.float64) for a in decompose(data.covariance))
     usable = values > values.shape[0] * np.finfo(data.covariance.dtype).eps * values[0]
     inverse_root = vectors * np.where(usable, 1 / np.sqrt(np.where(usable, values, 1.0)), 0.0)
     dtype = decoder.loadings.dtype
 
-    def at(encoder: Encoder) -> _Sums:
+    def at(whitened: np.ndarray, covariance: np.ndarray) -> tuple[_Sums, np.ndarray]:
+        encoder = _encoder(whitened, inverse_root, covariance, dtype)
         sums = total(
             _encoded, problem.source, encoder, data.mean, decoder, objective, family=objective.family, check=False
         )
-        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
+        sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
+        return sums, np.concatenate([sums.cross @ inverse_root, sums.residual[:, None]], axis=1)
 
     cross, mean, count, spread = jax.tree.map(
         lambda leaf: np.asarray(leaf, np.float64),
         total(_regression, problem.source, data.mean, given=posterior, family=objective.family, check=False),
     )
-    whitened = np.concatenate([cross @ inverse_root, mean[:, None]], axis=1) / count
-    covariance = spread / count
-    here = at(_encoder(whitened, inverse_root, covariance, dtype))
-    for _ in range(_ROUNDS):
-        curvature = _curvature(here, decoder, objective)
-        best = float(objective.beta) * np.linalg.inv(curvature)
-
-        def at_whitened(whitened: np.ndarray, covariance: np.ndarray = best) -> _Sums:
-            return at(_encoder(whitened, inverse_root, covariance, dtype))
-
-        climbed = _climbed(whitened, curvature, at_whitened, inverse_root)
-        there = at_whitened(climbed)
-        if not there.elbo > here.elbo:
-            break
-        gain = (there.elbo - here.elbo) / count
-        whitened, covariance, here = climbed, best, there
-        if not gain > _TOLERANCE + _RELATIVE * abs(here.elbo / count):
-            break
-    found = _encoder(whitened, inverse_root, covariance, dtype)
+    start = np.concatenate([cross @ inverse_root, mean[:, None]], axis=1) / count
+    best = _climbed(start, spread / count, at, decoder, objective, elbo)
+    found = _encoder(best.whitened, inverse_root, best.covariance, dtype)
     bias = found.bias - found.weight @ np.asarray(data.mean)
     return Encoder(*(jnp.asarray(a, dtype) for a in (found.weight, bias, found.covariance)))
 
 
 def _climbed(
-    start: np.ndarray, curvature: np.ndarray, at: Callable[[np.ndarray], _Sums], inverse_root: np.ndarray
-) -> np.ndarray:
-    """(A Cov(x)^1/2, a) where the ELBO is largest."""
+    start: np.ndarray,
+    covariance: np.ndarray,
+    at: Callable[[np.ndarray, np.ndarray], tuple[_Sums, np.ndarray]],
+    decoder: Affine,
+    objective: Objective,
+    reachable: float,
+) -> _Point:
+    """The best point met from a start until a step raises the ELBO by less than a tenth of the tolerance.
+
+    ``at`` gives the sums at a point, and their gradient in (A Cov(x)^1/2, a).
+    """
     from scipy.optimize import minimize
 
-    root = np.linalg.cholesky(curvature)
+    def point(whitened: np.ndarray, covariance: np.ndarray, sums: _Sums) -> _Point:
+        called_for = float(objective.beta) * np.linalg.inv(_curvature(sums, decoder, objective))
+        return _Point(whitened, covariance, called_for, float(sums.elbo / sums.num_rows))
+
+    sums, _ = at(start, covariance)
+    best = point(start, covariance, sums)
+    root = np.linalg.cholesky(_curvature(sums, decoder, objective))
 
     def negative(scaled: np.ndarray) -> tuple[float, np.ndarray]:
-        sums = at(np.linalg.solve(root.T, scaled.reshape(start.shape)))
+        nonlocal best
+        whitened = np.linalg.solve(root.T, scaled.reshape(start.shape))
         with np.errstate(over="ignore", invalid="ignore"):  # a step too long, which the line search shortens
-            gradient = np.concatenate([sums.cross @ inverse_root, sums.residual[:, None]], axis=1)
-            return -float(sums.elbo / sums.num_rows), -np.linalg.solve(root, gradient).ravel() / sums.num_rows
+            sums, gradient = at(whitened, best.called_for)
+            value = float(sums.elbo / sums.num_rows)
+            if value > best.elbo:
+                best = point(whitened, best.called_for, sums)
+            return -value, -np.linalg.solve(root, gradient).ravel() / sums.num_rows
 
-    options = {"maxiter": _STEPS, "maxcor": 8, "ftol": _RELATIVE / 10, "gtol": 1e-6}
-    found = minimize(negative, (root.T @ start).ravel(), jac=True, method="L-BFGS-B", options=options)
-    return np.linalg.solve(root.T, found.x.reshape(start.shape))
+    before = best.elbo
+
+    def stop_where_flat(_: np.ndarray) -> None:
+        nonlocal before
+        enough = _TOLERANCE + max(_RELATIVE * abs(best.elbo), _OF_LOSS * (reachable - best.elbo))
+        if best.elbo - before < 0.1 * enough:
+            raise StopIteration
+        before = best.elbo
+
+    options = {"maxiter": _STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 1e-6}
+    scaled = (root.T @ start).ravel()
+    minimize(negative, scaled, jac=True, method="L-BFGS-B", callback=stop_where_flat, options=options)
+    return best
 
 
 def _encoder(whitened: np.ndarray, inverse_root: np.ndarray, covariance: np.ndarray, dtype: Any) -> Encoder:

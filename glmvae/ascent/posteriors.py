@@ -27,8 +27,9 @@ from glmvae.blocks import Block, Store
 from glmvae.model import Affine, Objective, Posterior, fixed_predictor, gaussian_kl, upper_triangle
 from glmvae.rows import Rows
 
-# The most cautious step is about 2^-_MOST long; what caution a step that succeeds takes away.
-_MOST = 14.0
+# The most cautious step is about 2^-_MOST long, beyond which a row is taken for done: from the prior a full step to a
+# count of 10^8 is 2^27 too long. What caution a step that succeeds takes away.
+_MOST = 30.0
 _RELIEF = 0.25
 # Times 1 / eps: the largest trace of W' diag(w) W / beta, beyond which no Cholesky factor of a posterior is left.
 _WIDEST = 0.1

@@ -26,7 +26,7 @@ from glmvae.model import Affine, AffineModel, Objective, as_model
 from glmvae.quadratics import least_squares
 from glmvae.refined import RefinedOptimum
 from glmvae.rows import Rows
-from glmvae.sources import Source, as_source
+from glmvae.sources import Source, as_source, brought_by
 from glmvae.statistics import Covariates, Moments, merge, moments
 
 _BOUNDS = {"exact": exact_pass, "entry": entry_pass}
@@ -117,7 +117,7 @@ def refine(
     decoder = _with_covariates(model.decoder, source)
     with bar(progress, max_rounds, f"refine {method}", "nats per row") as report:
         found = _refined(problem, decoder, objective, method, float(tolerance), max_rounds, report)
-    return found._replace(column_names=names_for(source, optimum))
+    return found._replace(column_names=names_for(source, optimum), brought=brought_by(source))
 
 
 def _dispersion(optimum: Any, model: AffineModel, asked: Any) -> tuple[Objective, bool]:
@@ -198,7 +198,8 @@ def _refined(
     exact = value
     if method == "entry":
         exact = mean_elbo(AffineModel(final, state.objective), problem.source, posterior)
-    encoder = best_encoder(problem, final, state.objective, posterior) if plain else None
+    reached = float(state.sums.elbo) / float(state.sums.num_rows)
+    encoder = best_encoder(problem, final, state.objective, posterior, reached) if plain else None
     return RefinedOptimum(
         model=AffineModel(final, state.objective),
         encoder=encoder,

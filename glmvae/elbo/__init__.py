@@ -37,7 +37,7 @@ from glmvae.model import (
 )
 from glmvae.quadratics import expanded
 from glmvae.rows import Rows, observed, row_sum
-from glmvae.sources import Source, as_source
+from glmvae.sources import Source, as_source, require_offset
 from glmvae.statistics import Moments, as_moments
 from glmvae.statistics.moment_checks import in_precision
 from glmvae.statistics.residuals import with_trials
@@ -234,10 +234,11 @@ def elbo_profile(model: Any, moments: Moments, *, expand_at: ArrayLike | str = "
 
     Source: (12), (14), (33).
     """
-    model = require_density(as_model(model))
+    like, model = model, require_density(as_model(model))
     if not isinstance(moments, Moments):
         raise TypeError(f"moments: expected Moments (see glmvae.moments), got {type(moments).__name__}")
     data = as_moments(moments, model.family, "moments")
+    require_offset(like, data.at_offset is not None)
     if data.mean.shape[0] != model.loadings.shape[0]:
         raise ValueError(f"moments.mean: expected {model.loadings.shape[0]} columns, got {data.mean.shape[0]}")
     known, wanted = 0 if data.covariates is None else data.covariates.mean.shape[0], model.decoder.num_covariates

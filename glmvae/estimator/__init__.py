@@ -15,9 +15,9 @@ from glmvae import _checks, _frames
 from glmvae._optional import optional
 from glmvae.ascent import best_posterior, refine
 from glmvae.elbo import elbo_exact
+from glmvae.estimator import parts
 from glmvae.estimator.generation import mean_given, sample_given
 from glmvae.estimator.named_families import dispersion_of, family_of, is_never_negative
-from glmvae.estimator.parts import check_not_negative, check_word, key_of, merges_moments, moments_of
 from glmvae.families import Family
 from glmvae.jaakkola import tighten
 from glmvae.likelihood import log_likelihood
@@ -25,6 +25,7 @@ from glmvae.model import Posterior
 from glmvae.optimum import AffineOptimum, fit, posterior
 from glmvae.refined import RefinedOptimum
 from glmvae.rows import Rows, named
+from glmvae.sources import as_source, brought_by
 from glmvae.statistics import Moments, merge
 
 _NEEDED_BY = "glmvae.estimator"
@@ -50,7 +51,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
             once.
         beta: weight of the KL divergence. As it goes to 0, Gaussian factors become those of ``PCA(whiten=True)``.
         method: ``"closed-form"``, :func:`~glmvae.fit` from moments; ``"tightened"``, :func:`~glmvae.tighten`, also
-            from moments, for binary and Gaussian columns; ``"exact"``, :func:`~glmvae.refine`, passes over the rows.
+            from moments, for binary and Gaussian columns; ``"exact"``, :func:`~glmvae.refine`, passes over the rows,
+            and takes NaN (or what is masked) as a missing entry, in ``fit`` and in whatever else takes rows.
         expand_at: as in :func:`~glmvae.fit`; of ``"exact"`` it is a start only.
         dispersion: as in :func:`~glmvae.fit`. Where only some columns leave theirs open a scalar is for these. With
             ``"exact"`` also ``"estimate"`` (Gaussian, Gamma).
@@ -73,8 +75,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
 
     Raises:
-        ValueError, TypeError: at ``fit``, bad parameters and data, NaN too; it names the parameter, and the column of a
-            table.
+        ValueError, TypeError: at ``fit``, bad parameters and data; NaN of every method but ``"exact"``, a column of
+            nothing else of that too; it names the parameter, and the column of a table.
         ImportError: at import, without scikit-learn.
 
     Exactness: that of the functions named. ``transform`` of ``"closed-form"`` gives the posterior means of
@@ -137,13 +139,13 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         """Fit to rows, (N, d); what else they bring is as in :class:`~glmvae.Rows`, and ``transform`` wants it too."""
         rows = self._start(X, 2, True, offset, covariates, trials, sample_weight)
         if self.method != "exact":
-            return self._keep(self._from_moments(moments_of(rows, self.family_), rows))
+            return self._keep(self._from_moments(parts.moments_of(rows, self.family_), rows))
         self.moments_: Any = None
-        start = self._closed_form(named(rows.replace(offset=None), rows.column_names))
+        start = self._closed_form(parts.filled(rows))
         phi = "estimate" if isinstance(self.dispersion, str) else None
         return self._keep(refine(start, rows, dispersion=phi, **self._stopping())._replace(posterior=None))
 
-    @_metaestimators.available_if(merges_moments)
+    @_metaestimators.available_if(parts.merges_moments)
     def partial_fit(
         self,
         X: Any,
@@ -157,7 +159,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         """Fit to these rows and all before, by merged moments: one eigendecomposition a call, nothing forgotten."""
         first = getattr(self, "moments_", None) is None
         rows = self._start(X, 1, first, offset, covariates, trials, sample_weight)
-        new = moments_of(rows, self.family_)
+        new = parts.moments_of(rows, self.family_)
         return self._keep(self._from_moments(new if first else merge(self.moments_, new), None))
 
     def fit_transform(
@@ -190,13 +192,13 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         z = _validation.check_array(X, dtype=_FLOATS, input_name="X", ensure_min_features=0)
         if z.shape[1] != self._n_features_out:
             raise ValueError(f"X: expected {self._n_features_out} columns, one a component, got shape {z.shape}")
-        return np.asarray(mean_given(self.optimum_.model, z, offset=offset, covariates=covariates, trials=trials))
+        return np.asarray(mean_given(self.optimum_, z, offset=offset, covariates=covariates, trials=trials))
 
     def score_samples(self, X: Any, *, offset: Any = None, covariates: Any = None, trials: Any = None) -> np.ndarray:
         """The ELBO of every row at beta = 1, or its log-likelihood, (N,), in nats."""
         _validation.check_is_fitted(self)
-        check_word(self.scoring, _SCORINGS, "scoring")
-        rows = self._rows(X, 1, False, offset, covariates, trials, None)
+        parts.check_word(self.scoring, _SCORINGS, "scoring")
+        rows: Any = as_source(self._rows(X, 1, False, offset, covariates, trials, None), like=self.optimum_)
         model = self.optimum_.model.with_beta(1.0)
         if self.scoring == "elbo":
             return np.asarray(elbo_exact(model, rows, best_posterior(model, rows)))
@@ -231,7 +233,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         of_z, of_x = jax.random.split(self._key(random_state))
         z = jax.random.normal(of_z, (n_samples, self._n_features_out), self.components_.dtype)
         brought = {"offset": offset, "covariates": covariates, "trials": trials}
-        return np.asarray(sample_given(of_x, self.optimum_.model, z, **brought))
+        return np.asarray(sample_given(of_x, self.optimum_, z, **brought))
 
     @property
     def _n_features_out(self) -> int:
@@ -240,14 +242,15 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = is_never_negative(self.family)
+        tags.input_tags.allow_nan = self.method == "exact"
         computed = {np.dtype(jax.dtypes.canonicalize_dtype(dtype)).name for dtype in _FLOATS}
         tags.transformer_tags.preserves_dtype = sorted(computed)
         return tags
 
     def _start(self, X: Any, least: int, reset: bool, *brought: Any) -> Any:
         """The rows to fit, with all parameters checked."""
-        check_word(self.method, _METHODS, "method")
-        check_word(self.scoring, _SCORINGS, "scoring")
+        parts.check_word(self.method, _METHODS, "method")
+        parts.check_word(self.scoring, _SCORINGS, "scoring")
         if isinstance(self.dispersion, str) and (self.dispersion, self.method) != ("estimate", "exact"):
             raise ValueError(f'dispersion: expected a number, or "estimate" with "exact", got {self.dispersion!r}')
         rows = self._rows(X, least, reset, *brought)
@@ -263,25 +266,22 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
             raise TypeError("X: expected a table, got Rows; an offset, covariates and trials are arguments beside X")
         if _frames.is_table(X):
             _frames.values_of(X, "X")  # what is no number is named by its column
-        try:
-            x = _validation.validate_data(self, X, dtype=_FLOATS, reset=reset, ensure_min_samples=least)
-        except ValueError as error:
-            if "contains NaN" not in str(error):
-                raise
-            raise ValueError(
-                "X: expected finite numbers, got NaN; fill what is missing before (sklearn.impute.SimpleImputer), or "
-                "fit what is there: glmvae.refine(start, glmvae.Rows(x, missing=...))"
-            ) from error
+        if isinstance(X, np.ma.MaskedArray):
+            X = np.ma.filled(X.astype(np.float64), np.nan)
+        options = {"dtype": _FLOATS, "ensure_all_finite": "allow-nan", "ensure_min_samples": least}
+        x = _validation.validate_data(self, X, reset=reset, **options)
         names = getattr(self, "feature_names_in_", None)
+        missing = parts.missing_of(x, names, allowed=self.method == "exact")
         if is_never_negative(self.family):
-            check_not_negative(x, names)
+            parts.check_not_negative(x, names)
         if sample_weight is not None:
             sample_weight = _validation._check_sample_weight(sample_weight, x)
-        rows = Rows(x, offset=offset, covariates=covariates, trials=trials, weight=sample_weight)
+        brought = {"offset": offset, "covariates": covariates, "trials": trials, "missing": missing}
+        rows = Rows(x, weight=sample_weight, **brought)
         return named(rows, None if names is None else _frames.ColumnNames(names))
 
     def _key(self, random_state: Any) -> jax.Array:
-        return key_of(_validation.check_random_state(random_state))
+        return parts.key_of(_validation.check_random_state(random_state))
 
     def _stopping(self) -> dict[str, Any]:
         return {"tolerance": self.tolerance, "max_rounds": self.max_rounds}
@@ -295,6 +295,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
 
     def _from_moments(self, data: Moments, rows: Rows | None) -> AffineOptimum | RefinedOptimum:
         start = self._closed_form(data)
+        if rows is not None:
+            start = start._replace(brought=brought_by(as_source(rows)))
         self.moments_ = data
         if self.method == "closed-form":
             return start

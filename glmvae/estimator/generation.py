@@ -17,31 +17,34 @@ from glmvae.sources import as_source
 from glmvae.statistics.moment_checks import in_precision
 
 
-def mean_given(model: AffineModel, z: Float[Array, "n k"], **brought: Any) -> Float[Array, "n d"]:
+def mean_given(optimum: Any, z: Float[Array, "n k"], **brought: Any) -> Float[Array, "n d"]:
     """The means of x given z: mu(W z + b + B' covariates + offset), times the trials.
 
     Args:
-        model: an :class:`~glmvae.model.AffineModel`.
+        optimum: an :class:`~glmvae.model.AffineModel` or a result that has one.
         z: (N, kappa).
         brought: offset, covariates and trials, as :class:`~glmvae.rows.Rows` takes them. No trials, a mean of 0.
 
     Raises:
-        ValueError: rows that do not bring what the model needs.
+        ValueError: rows that do not bring what the model needs, or the offset that the optimum's rows brought.
     """
-    return _given(_mean, model, z, _rows(model, len(z), brought))
+    return _given(_mean, optimum.model, z, _rows(optimum, len(z), brought))
 
 
-def sample_given(key: Array, model: AffineModel, z: Float[Array, "n k"], **brought: Any) -> Float[Array, "n d"]:
+def sample_given(key: Array, optimum: Any, z: Float[Array, "n k"], **brought: Any) -> Float[Array, "n d"]:
     """A draw of x given z, with arguments as :func:`mean_given`."""
-    rows = _rows(model, len(z), brought)
-    eta = _given(_predictor, model, z, rows)
-    return _drawn(key, model.objective, rows.replace(x=eta))
+    rows = _rows(optimum, len(z), brought)
+    eta = _given(_predictor, optimum.model, z, rows)
+    return _drawn(key, optimum.model.objective, rows.replace(x=eta))
 
 
-def _rows(model: AffineModel, num_rows: int, brought: dict[str, Any]) -> Rows:
+def _rows(optimum: Any, num_rows: int, brought: dict[str, Any]) -> Rows:
     """Rows with what they bring beside x, of which nothing is known."""
-    nothing = np.zeros((1, model.loadings.shape[0]), model.loadings.dtype)
-    return Rows(np.broadcast_to(nothing, (num_rows, nothing.shape[1])), **brought)
+    loadings = optimum.model.loadings
+    nothing = np.zeros((1, loadings.shape[0]), loadings.dtype)
+    rows = Rows(np.broadcast_to(nothing, (num_rows, nothing.shape[1])), **brought)
+    as_source(rows, like=optimum)
+    return rows
 
 
 def _given(f: Any, model: AffineModel, z: Array, rows: Rows) -> Array:

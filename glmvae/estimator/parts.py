@@ -9,7 +9,7 @@ import numpy as np
 
 from glmvae import _frames
 from glmvae.families import Family
-from glmvae.rows import Rows
+from glmvae.rows import Rows, named
 from glmvae.statistics import Moments, moments
 
 
@@ -34,6 +34,46 @@ def check_not_negative(x: np.ndarray, column_names: Any) -> None:
         row, column = (int(i) for i in np.argwhere(x < 0)[0])
         where = f"{x[row, column]:g} at [{row}, {column}]{_frames.shown(column, column_names)}"
         raise ValueError(f"Negative values in data passed to AffineVAE (input X), the first {where}")
+
+
+def missing_of(x: np.ndarray, column_names: Any, *, allowed: bool) -> np.ndarray | None:
+    """Where x is NaN; None where it is nowhere.
+
+    Raises:
+        ValueError: it is somewhere and that is not allowed; it names the first entry.
+    """
+    missing = np.isnan(x)
+    if not missing.any():
+        return None
+    if not allowed:
+        row, column = (int(i) for i in np.argwhere(missing)[0])
+        raise ValueError(
+            f"X: expected finite numbers, got NaN at [{row}, {column}]{_frames.shown(column, column_names)}; "
+            'method="exact" takes missing entries, the others know the rows by their moments, in which none has a place'
+        )
+    return missing
+
+
+def filled(rows: Rows) -> Rows:
+    """What the closed form can start from: no offset, and column means (of shares, with trials) where an entry is
+    missing.
+
+    Raises:
+        ValueError: a column without any entry.
+    """
+    fields: dict[str, Any] = {"offset": None}
+    if rows.missing is not None:
+        trials = np.broadcast_to(1.0 if rows.trials is None else np.asarray(rows.trials), rows.x.shape)
+        weight = np.ones(rows.num_rows) if rows.weight is None else np.asarray(rows.weight)
+        counted = np.where(rows.missing, 0.0, weight[:, None])
+        of = np.sum(counted * trials, axis=0)
+        if not of.all():
+            column = int(np.flatnonzero(of == 0)[0])
+            where = _frames.shown(column, rows.column_names)
+            raise ValueError(f"X: expected an entry in every column, got none at [{column}]{where}")
+        mean = np.sum(counted * np.where(rows.missing, 0.0, rows.x), axis=0) / of
+        fields |= {"x": np.where(rows.missing, (mean * trials).astype(rows.x.dtype), rows.x), "missing": None}
+    return named(rows.replace(**fields), rows.column_names)
 
 
 def merges_moments(estimator: Any) -> bool:

@@ -12,10 +12,9 @@ from glmvae import _checks
 from glmvae._optional import optional
 from glmvae.ascent import best_posterior
 from glmvae.factors import explained_variance
-from glmvae.model import Affine, AffineModel, as_model, fixed_predictor
+from glmvae.model import as_model
 from glmvae.optimum import AffineOptimum, posterior
 from glmvae.plots.figures import new_axes, numbers, require
-from glmvae.rows import Rows
 from glmvae.sources import as_source
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def biplot(
     Returns:
         The Axes. The points are in the units of z, whose prior has standard deviation 1; all arrows are scaled by one
         factor, so that their directions and relative lengths count. The axes say which share of the variance each unit
-        explains (:func:`glmvae.explained_variance`), with the mean of what the rows bring in the intercept.
+        (factor) explains among these rows (:func:`glmvae.explained_variance`).
 
     Raises:
         ValueError: fewer units than asked for, names or labels of another number.
@@ -164,7 +163,7 @@ def biplot(
     """
     model = as_model(optimum, "optimum")
     most = _checks.integer(most, "most", least=0)
-    given: Any = getattr(as_source(x), "column_names", None) or getattr(optimum, "column_names", None)
+    given: Any = getattr(as_source(x, like=optimum), "column_names", None) or getattr(optimum, "column_names", None)
     loadings = np.asarray(model.loadings, float)
     shown = [str(name) for name in (range(len(loadings)) if given is None else given)] if names is None else [*names]
     if len(shown) != len(loadings):
@@ -179,19 +178,10 @@ def biplot(
         named = np.argsort(-length, kind="stable")[:most]
         _draw_arrows(ax, arrows, named)
         _write_names(ax, arrows[named], [shown[i] for i in named])
-    if not model.family.needs_trials:
-        share = np.asarray(explained_variance(_typical(model, x)).by_factor)
-        ax.set(xlabel=f"unit {first} ({share[first]:.0%} of the variance)")
-        ax.set(ylabel=f"unit {second} ({share[second]:.0%} of the variance)")
+    share = np.asarray(explained_variance(optimum, x).by_factor)
+    ax.set(xlabel=f"factor {first} ({share[first]:.0%} of the variance)")
+    ax.set(ylabel=f"factor {second} ({share[second]:.0%} of the variance)")
     return ax
-
-
-def _typical(model: AffineModel, x: Any) -> AffineModel:
-    """The model of a row that brings the mean of what the rows bring."""
-    if not isinstance(x, Rows) or (x.offset is None and x.covariates is None):
-        return model
-    intercept = np.asarray(fixed_predictor(model.decoder, x)).mean(axis=0)
-    return AffineModel(Affine(model.loadings, intercept), model.objective)
 
 
 def _draw_arrows(ax: Axes, arrows: np.ndarray, named: np.ndarray) -> None:

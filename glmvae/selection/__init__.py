@@ -38,6 +38,8 @@ from glmvae.statistics import Moments, merge, moments
 
 _METHODS = ("closed-form", "tightened", "exact", "entry")
 _METRICS = ("elbo", "log_likelihood")
+# A fit that stops before it converges scores by where it stopped: of counts in the thousands most need several hundred.
+_MOST_ROUNDS = 2000
 
 
 def select(
@@ -74,7 +76,8 @@ def select(
             predicts, or ``"elbo"``, the expectation of log p in its place.
         dispersion: as in ``fit``; None estimates that of Gaussian columns in every fit.
         expand_at: as in ``fit``, of ``"closed-form"`` and ``"tightened"``.
-        tolerance: of ``"exact"`` and ``"entry"``, nats per row.
+        tolerance: of ``"exact"`` and ``"entry"``, nats per row; each fit goes on until it is reached, or for 2000
+            rounds.
         seed: of the division into folds, and of the draws.
         progress: show a bar (needs tqdm).
 
@@ -230,6 +233,7 @@ def _ascents(grid: _Grid, fold: Fold, method: str, tolerance: float) -> Iterator
         decoder = Affine(np.asarray(start.loadings)[:, :k], start.intercept, start.coefficients)
         rows: Any = train
         start = AffineModel(decoder, start.objective)
-        last = refine(start, rows, method=method, dispersion=asked, tolerance=tolerance).model
+        options: dict[str, Any] = {"tolerance": tolerance, "max_rounds": _MOST_ROUNDS}
+        last = refine(start, rows, method=method, dispersion=asked, **options).model
         before[beta] = last
         yield i, last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,10 +20,13 @@ class Choice(NamedTuple):
     beta: float
 
 
-class Table(NamedTuple):
-    """The grid, a row a point, by latent_dim and then beta.
+@jax.tree_util.register_pytree_node_class
+class Table(dict[str, np.ndarray]):
+    """The grid, a row a point, by latent_dim and then beta: a dict of columns, which are attributes too.
 
-    Fields:
+    ``pandas.DataFrame(table)`` and ``polars.DataFrame(table)`` make one of theirs.
+
+    Columns:
         latent_dim, beta: of the point, (G,).
         score: the mean over folds of what is held out, (G,), nats per row, or per entry.
         standard_error: of that mean, from the folds, (G,); mostly what folds differ in, whatever the model.
@@ -38,11 +41,26 @@ class Table(NamedTuple):
     below: Float[np.ndarray, " g"]
     standard_error_below: Float[np.ndarray, " g"]
 
+    def __getattr__(self, name: str) -> np.ndarray:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"Table has no column {name!r}, only {', '.join(self)}") from None
+
+    def tree_flatten(self) -> tuple[list[np.ndarray], tuple[str, ...]]:
+        """The columns, for JAX."""
+        return [*self.values()], tuple(self)
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], columns: Any) -> Table:
+        """Rebuilt from its columns."""
+        return cls(zip(names, columns, strict=True))
+
     def __repr__(self) -> str:
         head = f"{'units':>5s} {'beta':>9s} {'score':>11s} {'(s.e.)':>9s} {'below best':>11s} {'(s.e.)':>9s}"
         lines = [
             f"{k:5d} {beta:9.4g} {score:11.6g} {error:9.2g} {below:11.3g} {other:9.2g}"
-            for k, beta, score, error, below, other in zip(*(column.tolist() for column in self), strict=True)
+            for k, beta, score, error, below, other in zip(*(column.tolist() for column in self.values()), strict=True)
         ]
         return "\n".join([head, *lines])
 
@@ -52,7 +70,7 @@ class Selection:
     """What :func:`select` found; ``print`` it for the table and a recommendation.
 
     Fields:
-        table: a :class:`Table`; ``pandas.DataFrame(result.table._asdict())`` is one of pandas.
+        table: a :class:`Table`; ``pandas.DataFrame(result.table)`` is one of pandas.
         fold_scores: of every point and fold, (G, F).
         unit: of the scores, ``"nats per row"`` or ``"nats per entry"``.
         setting: how they came about, in words.
@@ -142,10 +160,10 @@ def table_of(points: list[Choice], scores: np.ndarray) -> Table:
     errors = [np.std(part, axis=1, ddof=1) / np.sqrt(scores.shape[1]) for part in (known, apart)]
     units, betas = (np.array(column) for column in zip(*points, strict=True))
     return Table(
-        units,
-        betas.astype(float),
-        mean,
-        np.where(finite, errors[0], np.inf),
-        below,
-        np.where(finite, errors[1], np.inf),
+        latent_dim=units,
+        beta=betas.astype(float),
+        score=mean,
+        standard_error=np.where(finite, errors[0], np.inf),
+        below=below,
+        standard_error_below=np.where(finite, errors[1], np.inf),
     )
