@@ -33,11 +33,12 @@ from glmvae.sources import Source, concrete
 from glmvae.stores import Block as Block
 from glmvae.stores import Store as Store
 
-# Rows of a block. One rung serves any number of rows, in at most sixteen blocks below the largest, and pads at most a
-# quarter.
+# Rows of a block: one rung serves any number of rows.
 LADDER = (8, 32, 128, 512, 2048, 8192)
 # Entries (rows times columns) of a block, about: the temporaries of a pass are a few dozen times that.
 _ENTRIES = 420_000
+# A full block takes so many times as long as one of no rows.
+_FULL_BLOCK = 64
 
 Function = Callable[..., tuple[Any, Any]]
 
@@ -48,9 +49,9 @@ def block_size(columns: int, entries: int = _ENTRIES) -> int:
 
 
 def layout(num_rows: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(start, count, padded size) of blocks that hold so many rows, all of one size: the largest that pads little."""
+    """(start, count, padded size) of blocks that hold so many rows, all of one size, which takes the least time."""
     rungs = [rung for rung in LADDER if rung <= size]
-    rung = max([rung for rung in rungs if 4 * (-num_rows % rung) <= num_rows], default=rungs[0])
+    rung = min(rungs, key=lambda rung: -(-num_rows // rung) * (rung + size / _FULL_BLOCK))
     for start in range(0, num_rows, rung):
         yield start, min(rung, num_rows - start), rung
 

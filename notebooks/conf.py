@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 from docutils import nodes
+from jupyter_cache import get_cache
 
 import glmvae
 
@@ -49,6 +50,7 @@ def _state() -> str:
 
 
 nb_execution_cache_path = str(ROOT / "dist" / "manual-cells" / _state())
+get_cache(nb_execution_cache_path).list_cache_records()  # made before pages are read side by side
 
 
 def without_torch(app: Any, page: str, source: list[str]) -> None:
@@ -138,6 +140,8 @@ def _modules() -> list[str]:
 
 
 def setup(app: Any) -> None:
+    # It copies files and keeps nothing between pages, so pages may be read side by side (-j 2)
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True
     app.connect("source-read", without_torch)
     app.connect("autodoc-process-docstring", equations, priority=400)
     app.connect("autodoc-skip-member", aliases)

@@ -63,11 +63,17 @@ settings.register_profile("thorough", settings.get_profile("glmvae"), max_exampl
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "glmvae"))
 
 
+MODULES = pytest.StashKey[list]()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def programs_of_the_module():
-    """They are let go with it: those of the whole suite take 9 GB, and few serve two modules."""
+def programs_are_let_go(request):
+    """Every tenth module: those of the whole suite take 9 GB, and what they share is soon compiled again."""
     yield
-    jax.clear_caches()
+    modules = request.session.stash.setdefault(MODULES, [])
+    modules.append(request.module.__name__)
+    if len(modules) % 10 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -23,13 +23,13 @@ def rows(n, columns=D, seed=0):
 
 
 def test_another_number_of_rows_compiles_nothing_new():
-    """60 rows and 40 have no shape in common but that of a block."""
+    """60 rows and 30 have no shape in common but that of a block."""
     options = {"tolerance": 1e-4, "max_rounds": 20}
-    for n in (60, 40):  # blocks of 32 and of 8 rows
+    for n in (60, 30):  # blocks of 128 and of 32 rows
         start = fit(rows(n), Bernoulli(), K)
         refine(start, rows(n), **options)
     with counted() as new:
-        for n in (62, 64, 44, 39, 23):
+        for n in (62, 64, 44, 39, 22):
             start = fit(rows(n, seed=n), Bernoulli(), K)
             best = refine(start, rows(n, seed=n), **options)
             assert best.posterior.mean.shape == (n, K)

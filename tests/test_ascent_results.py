@@ -1,12 +1,15 @@
 """What a refined optimum carries: an encoder, posteriors of its rows and of new ones, one precision."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ascent_cases import ROUNDING, TIGHT, D, K, N, case
 
-from glmvae import Affine, Objective, Rows, best_posterior, elbo_exact, fit, posterior, refine, tighten
+from glmvae import Affine, Objective, Posterior, Rows, best_posterior, elbo_exact, fit, posterior, refine, tighten
+from glmvae.ascent.encoder import _Point, _start
 from glmvae.ascent.posteriors import entry_pass, exact_pass, no_change, prior_like
 from glmvae.blocks import _program
 from glmvae.families import Bernoulli, Binomial, Exponential, Gamma, Gaussian, NegativeBinomial, Poisson
@@ -42,6 +45,36 @@ def test_the_encoder_is_the_best_affine_one(kind):
     assert value(0.8 * weight, bias, covariance) < here - 2e-3  # nats: the claim is sharper than the tolerance
     # never below the encoder of the closed form, at its decoder
     assert here > c.elbo(c.start, posterior(c.start, x))
+
+
+def test_slopes_that_lead_too_far_are_halved_until_they_are_better_than_none():
+    def start_where(limit, none=0.0):
+        def at(whitened, covariance):
+            length = float(np.max(np.abs(whitened[:, :-1])))
+            elbo = none if length == 0 else length if length <= limit else -np.inf
+            return _Point(whitened, covariance, elbo, whitened, covariance)
+
+        return _start(np.ones((K, D)), np.arange(float(K)), np.eye(K), at).whitened
+
+    for limit, length in ((1.0, 1.0), (0.6, 0.5), (0.1, 0.0625), (0.01, 0.0)):
+        np.testing.assert_array_equal(start_where(limit), [[length] * D + [float(k)] for k in range(K)])
+    np.testing.assert_array_equal(start_where(0.6, none=1.0)[:, :-1], 0.0)  # Control: no slopes may be the best
+
+
+def test_the_encoder_of_heavy_tailed_counts_is_found_in_silence():
+    rng = np.random.default_rng(1)
+    level = 3.5 * rng.normal(size=(N, 1)) + rng.normal(size=(N, 1)) * rng.normal(size=(1, D))
+    x = rng.poisson(np.exp(level)).astype(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        r = refine(fit(x, Poisson(), K), x, tolerance=1e-3)
+    shared, design = r.encoder.covariance[None], np.concatenate([x, np.ones((N, 1))], axis=1)
+    linear = design @ np.linalg.lstsq(design, np.asarray(r.posterior.mean), rcond=None)[0]
+    constant = np.broadcast_to(np.mean(r.posterior.mean, axis=0), (N, K))
+    ways = (constant, linear, posterior(r, x).mean, r.posterior.mean)
+    values = [float(np.mean(elbo_exact(r, x, Posterior(mean, shared)))) for mean in ways[:3]] + [float(r.elbo)]
+    assert values == sorted(values)
+    assert values[2] > values[1] + 1  # nats
 
 
 def test_starts_rise_with_the_optimum():

@@ -62,6 +62,7 @@ def unstacked(theta: np.ndarray, like: Affine) -> Affine:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is no step that is taken
 def decoder_step(sums: Sums, decoder: Affine, objective: Objective) -> DecoderStep:
     """The step of a decoder from the sums of a pass at it."""
     eps = float(np.finfo(sums.gram.dtype).eps)
@@ -74,8 +75,7 @@ def decoder_step(sums: Sums, decoder: Affine, objective: Objective) -> DecoderSt
     step, metric = _least_squares(gram, score, eps)
     length = np.sqrt(np.maximum(np.einsum("dk,kl,dl->d", step, spread, step), 0.0))
     step *= (_TRUST / np.maximum(length, _TRUST))[:, None]
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is no step that is taken
-        gain = (np.sum(score * step) - 0.5 * np.einsum("dk,dkl,dl->", step, gram, step)) / host.num_rows
+    gain = (np.sum(score * step) - 0.5 * np.einsum("dk,dkl,dl->", step, gram, step)) / host.num_rows
     change, reduced = _standardisation(spread, units, np.asarray(decoder.loadings).dtype)
     half_deviance = np.sum(-np.asarray(objective.dispersion) * host.after) / np.sum(host.entries)
     weight = gram[:, units, units] / host.num_rows

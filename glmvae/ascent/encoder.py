@@ -6,7 +6,8 @@ the weights averaged over rows,
     d ELBO / d mu_i = r_i = W' g_i - beta mu_i,     Sigma = beta H^-1,     H = beta I + W' diag(w) W
 
 The ELBO is concave in (A, a) where log p is concave in eta. L-BFGS climbs it in H^1/2 (A Cov(x)^1/2, a), where its
-curvature is near 1, from the regression of the posterior means on x. Sigma follows it: at every point that is the best
+curvature is near 1, from the regression of the posterior means on x, its slopes shortened until they are better than
+none (a mean linear in x overshoots where counts are large). Sigma follows it: at every point that is the best
 so far it is set to what the weights there call for.
 """
 
@@ -23,13 +24,15 @@ from jax import Array
 from glmvae.ascent.climb import Problem
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import total
+from glmvae.decomposition import one_thread
 from glmvae.model import Affine, Objective, Posterior, kl_of, predictor_moments
 from glmvae.optimum import Encoder
 from glmvae.rows import Rows
 from glmvae.spectral import decompose
 from glmvae.statistics import moments
 
-# Steps of L-BFGS, and those whose curvature it remembers.
+# Halvings of the slopes at the start, steps of L-BFGS, and those whose curvature it remembers.
+_HALVINGS = 5
 _STEPS = 60
 _MEMORY = 8
 # An encoder need not be better than that: nats per row, of the ELBO, and of what it loses to the best posteriors.
@@ -49,12 +52,13 @@ class _Sums(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """An encoder, (A Cov(x)^1/2, a) and Sigma, the Sigma that its weights call for, and its ELBO in nats per row."""
+    """An encoder, (A Cov(x)^1/2, a) and Sigma; the ELBO there in nats per row, its gradient in the former, and H."""
 
     whitened: np.ndarray
     covariance: np.ndarray
-    called_for: np.ndarray
     elbo: float
+    gradient: np.ndarray
+    curvature: np.ndarray
 
 
 def best_encoder(problem: Problem, decoder: Affine, objective: Objective, posterior: Posterior, elbo: float) -> Encoder:
@@ -65,58 +69,56 @@ def best_encoder(problem: Problem, decoder: Affine, objective: Objective, poster
     inverse_root = vectors * np.where(usable, 1 / np.sqrt(np.where(usable, values, 1.0)), 0.0)
     dtype = decoder.loadings.dtype
 
-    def at(whitened: np.ndarray, covariance: np.ndarray) -> tuple[_Sums, np.ndarray]:
+    def at(whitened: np.ndarray, covariance: np.ndarray) -> _Point:
         encoder = _encoder(whitened, inverse_root, covariance, dtype)
         sums = total(
             _encoded, problem.source, encoder, data.mean, decoder, objective, family=objective.family, check=False
         )
         sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
-        return sums, np.concatenate([sums.cross @ inverse_root, sums.residual[:, None]], axis=1)
+        gradient = np.concatenate([sums.cross @ inverse_root, sums.residual[:, None]], axis=1) / sums.num_rows
+        curvature = _curvature(sums, decoder, objective)
+        value = float(sums.elbo / sums.num_rows) if np.isfinite(curvature).all() else -np.inf
+        return _Point(whitened, covariance, value, gradient, curvature)
 
     cross, mean, count, spread = jax.tree.map(
         lambda leaf: np.asarray(leaf, np.float64),
         total(_regression, problem.source, data.mean, given=posterior, family=objective.family, check=False),
     )
-    start = np.concatenate([cross @ inverse_root, mean[:, None]], axis=1) / count
-    best = _climbed(start, spread / count, at, decoder, objective, elbo)
+    # A step that is too long, and overflows, is shortened
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
+        start = _start(cross @ inverse_root / count, mean / count, spread / count, at)
+        best = _climbed(start, at, float(objective.beta), elbo)
     found = _encoder(best.whitened, inverse_root, best.covariance, dtype)
     bias = found.bias - found.weight @ np.asarray(data.mean)
     return Encoder(*(jnp.asarray(a, dtype) for a in (found.weight, bias, found.covariance)))
 
 
-def _climbed(
-    start: np.ndarray,
-    covariance: np.ndarray,
-    at: Callable[[np.ndarray, np.ndarray], tuple[_Sums, np.ndarray]],
-    decoder: Affine,
-    objective: Objective,
-    reachable: float,
-) -> _Point:
-    """The best point met from a start until a step raises the ELBO by less than a tenth of the tolerance.
+def _start(slopes: np.ndarray, mean: np.ndarray, covariance: np.ndarray, at: Callable[..., _Point]) -> _Point:
+    """The longest slopes, each half the one before, that are better than none."""
 
-    ``at`` gives the sums at a point, and their gradient in (A Cov(x)^1/2, a).
-    """
+    def shortened(length: float) -> _Point:
+        return at(np.concatenate([length * slopes, mean[:, None]], axis=1), covariance)
+
+    none = shortened(0.0)
+    for halvings in range(_HALVINGS):
+        found = shortened(0.5**halvings)
+        if found.elbo > none.elbo:
+            return found
+    return none
+
+
+def _climbed(start: _Point, at: Callable[..., _Point], beta: float, reachable: float) -> _Point:
+    """The best point met from a start until a step raises the ELBO by less than a tenth of the tolerance."""
     from scipy.optimize import minimize
 
-    def point(whitened: np.ndarray, covariance: np.ndarray, sums: _Sums) -> _Point:
-        called_for = float(objective.beta) * np.linalg.inv(_curvature(sums, decoder, objective))
-        return _Point(whitened, covariance, called_for, float(sums.elbo / sums.num_rows))
-
-    sums, _ = at(start, covariance)
-    best = point(start, covariance, sums)
-    root = np.linalg.cholesky(_curvature(sums, decoder, objective))
+    best, before, root = start, start.elbo, np.linalg.cholesky(start.curvature)
+    shape = start.whitened.shape
 
     def negative(scaled: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best
-        whitened = np.linalg.solve(root.T, scaled.reshape(start.shape))
-        with np.errstate(over="ignore", invalid="ignore"):  # a step too long, which the line search shortens
-            sums, gradient = at(whitened, best.called_for)
-            value = float(sums.elbo / sums.num_rows)
-            if value > best.elbo:
-                best = point(whitened, best.called_for, sums)
-            return -value, -np.linalg.solve(root, gradient).ravel() / sums.num_rows
-
-    before = best.elbo
+        here = at(np.linalg.solve(root.T, scaled.reshape(shape)), beta * np.linalg.inv(best.curvature))
+        best = here if here.elbo > best.elbo else best
+        return -here.elbo, -np.linalg.solve(root, here.gradient).ravel()
 
     def stop_where_flat(_: np.ndarray) -> None:
         nonlocal before
@@ -126,7 +128,7 @@ def _climbed(
         before = best.elbo
 
     options = {"maxiter": _STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 1e-6}
-    scaled = (root.T @ start).ravel()
+    scaled = (root.T @ start.whitened).ravel()
     minimize(negative, scaled, jac=True, method="L-BFGS-B", callback=stop_where_flat, options=options)
     return best
 
