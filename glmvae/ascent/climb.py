@@ -208,6 +208,8 @@ class Climb:
             if rose:
                 self.keep(new)
                 return True
+            if step.gain < self.least:  # nor would a shorter one be seen to
+                return False
             step = step._replace(change=no_change(self.state.decoder))
         return False
 
