@@ -102,4 +102,4 @@ def _as_before(array: np.ndarray, like: Any) -> Any:
     if isinstance(like, jax.Array) and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     weak = not array.ndim and like.weak_type  # it takes the precision of what it meets, and must go on to
-    return jnp.asarray(array.item() if weak else array)
+    return jnp.asarray(array.item()) if weak else jax.device_put(array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -35,7 +36,7 @@ def refuse_entry(
     for start in range(0, rows.num_rows, _BLOCK):
         part = _part(rows, slice(start, start + _BLOCK))
         with _checks.at_once():
-            bad = ~np.asarray(inside(part.map(jnp.asarray), family))
+            bad = ~np.asarray(inside(part.map(jax.device_put), family))
         if bad.any():
             refuse_value(np.asarray(part.x), bad, family, (first_row + start, 0), name, column_names)
 

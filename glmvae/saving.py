@@ -258,7 +258,7 @@ def _restored(array: np.ndarray, kind: str) -> Any:
         return jnp.asarray(array.item())
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         raise _Wide(str(array.dtype))
-    return jnp.asarray(array)
+    return jax.device_put(array)
 
 
 # The family -------------------------------------------------------------------------------------------------

@@ -77,11 +77,14 @@ def _look(rows: Rows, _: None, objective: Objective) -> tuple[Any, None]:
         rows, objective.family.for_rows(rows).saturated_log_prob(rows.x, objective.dispersion_of_entries)
     )
     counts = observed(rows, jnp.broadcast_to(weight, rows.x.shape))
-    offset = jnp.zeros((1, 1), rows.x.dtype) if rows.offset is None else rows.offset
-    level = jax.scipy.special.logsumexp(jnp.broadcast_to(offset, rows.x.shape), axis=0, b=counts)
+    entries = jnp.sum(counts, axis=0)
+    if rows.offset is None:
+        level = jnp.log(entries)
+    else:
+        level = jax.scipy.special.logsumexp(jnp.broadcast_to(rows.offset, rows.x.shape), axis=0, b=counts)
     sums = (
         jnp.sum(observed(rows, weight * rows.x), axis=0),
-        jnp.sum(counts, axis=0),
+        entries,
         jnp.sum(rows.weight),
         jnp.sum(jnp.where(rows.weight > 0, rows.weight * constant, 0.0)),
     )

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from glmvae import _checks
 from glmvae.families.base import Family, Logistic
 from glmvae.families.support import Support
 from glmvae.families.trees import replaced
@@ -110,16 +111,23 @@ class Mixed(Family):
             return [values for _ in self.groups]
         if shape[-1] != self.columns:
             raise ValueError(f"expected {self.columns} columns, the number {self!r} is for, got shape {shape}")
+        if _checks.concrete(values):  # NumPy compiles nothing
+            host = np.asarray(values, jnp.result_type(values))
+            return [jax.device_put(host[..., _index(group)]) for group in self.groups]
         return [jnp.asarray(values)[..., _index(group)] for group in self.groups]
 
     def join(self, parts: Sequence[ArrayLike]) -> Array:
         """The inverse of :meth:`split`, (..., d); a scalar is for all columns of its member."""
-        arrays = [jnp.asarray(part) for part in parts]
-        lead = jnp.broadcast_shapes(*(part.shape[:-1] for part in arrays))
-        arrays = [jnp.broadcast_to(p, (*lead, len(g))) for p, g in zip(arrays, self.groups, strict=True)]
-        joined = jnp.concatenate(arrays, axis=-1)
+        known = _checks.concrete(parts)
+        numpy: Any = np if known else jnp
+        dtype = jnp.result_type(*parts)
+        arrays = [numpy.asarray(part, dtype) for part in parts]
+        lead = np.broadcast_shapes(*(part.shape[:-1] for part in arrays))
+        arrays = [numpy.broadcast_to(p, (*lead, len(g))) for p, g in zip(arrays, self.groups, strict=True)]
+        joined = numpy.concatenate(arrays, axis=-1)
         order = np.argsort([column for group in self.groups for column in group])
-        return joined if np.array_equal(order, np.arange(self.columns)) else joined[..., order]
+        joined = joined if np.array_equal(order, np.arange(self.columns)) else joined[..., order]
+        return jax.device_put(joined) if known else joined
 
     def by_member(self, f: Callable[..., Any], *values: Any) -> Any:
         """f(member, *its columns of each value), for every member; the results, arrays or pytrees of them, joined.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -25,10 +26,13 @@ class Support(NamedTuple):
 
     def contains(self, x: Array) -> Array:
         """Whether each entry lies in the support (NaN and infinity never do)."""
-        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
-        lower, upper = (of_rank(jnp.asarray(limit, x.dtype), x.ndim) for limit in (self.lower, self.upper))
-        above = (x > lower) | ((x == lower) & jnp.logical_not(of_rank(jnp.asarray(self.open_lower), x.ndim)))
-        return jnp.isfinite(x) & above & (x <= upper)
+        known = _checks.concrete((x, tuple(self)))  # NumPy compiles nothing
+        numpy: Any = np if known else jnp
+        x = numpy.asarray(x, x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float))
+        lower, upper = (of_rank(numpy.asarray(limit, x.dtype), x.ndim) for limit in (self.lower, self.upper))
+        above = (x > lower) | ((x == lower) & ~of_rank(numpy.asarray(self.open_lower, bool), x.ndim))
+        held = numpy.isfinite(x) & above & (x <= upper)
+        return jax.device_put(held) if known else held
 
     def __str__(self) -> str:
         if np.ndim(self.lower):
