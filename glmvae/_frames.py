@@ -61,7 +61,7 @@ def values_of(table: Any, name: str) -> np.ndarray:
     """
     values = np.asarray(table)
     for column, dtype in zip(table.columns, getattr(table, "dtypes", ()), strict=False):
-        if (is_temporal := getattr(dtype, "is_temporal", None)) is not None and is_temporal():
+        if getattr(dtype, "is_temporal", bool)():
             raise TypeError(_advice(name, str(column), str(dtype)))  # polars counts days, and says nothing
     if values.dtype.kind in "fiub" or values.ndim != 2:
         return values

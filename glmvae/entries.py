@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae import _checks
+from glmvae import _checks, _frames
 from glmvae.families import Family
 from glmvae.families.support import refuse_value
 from glmvae.rows import Rows
@@ -27,6 +27,19 @@ def inside(rows: Rows, family: Family | None) -> Array:
 def all_inside(rows: Rows, family: Family | None, summand: Any = None) -> Array:
     """Whether all are."""
     return jnp.all(inside(rows, family))
+
+
+def refuse_empty(entries: Any, column_names: tuple[str, ...] | None, name: str = "missing") -> None:
+    """Raise for the first column of which no row has an entry, from how many each has, (d,).
+
+    Raises:
+        ValueError: there is one.
+    """
+    none = np.asarray(entries) == 0
+    if none.any():
+        column = int(np.argmax(none))
+        where = f"[{column}]{_frames.shown(column, column_names)}"
+        raise ValueError(f"{name}: expected an entry in every column, got none at {where}")
 
 
 def refuse_entry(

@@ -20,9 +20,9 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae._frames import shown
 from glmvae.blocks import total
 from glmvae.elbo import affine_arguments
+from glmvae.entries import refuse_empty
 from glmvae.expansion import working_weight
 from glmvae.families import Family
 from glmvae.model import Affine, AffineModel, Posterior, as_model, fixed_predictor, require_density
@@ -124,10 +124,7 @@ def _mean_weights(model: AffineModel, source: Source) -> Array:
     options: dict[str, Any] = {"family": model.family, "num_covariates": model.decoder.num_covariates}
     summed, entries = total(_summed_weights, source, model, **options)
     if _checks.concrete((summed, entries)):
-        if not np.all(np.asarray(entries) > 0):
-            column = int(np.argmin(np.asarray(entries)))
-            named = shown(column, source.column_names)
-            raise ValueError(f"missing: expected an entry in every column, got none at [{column}]{named}")
+        refuse_empty(entries, source.column_names)
         return jax.device_put((np.asarray(summed) / np.asarray(entries)).astype(model.loadings.dtype))
     return (summed / entries).astype(model.loadings.dtype)
 

@@ -24,7 +24,8 @@ class RefinedOptimum(NamedTuple):
         model: decoder, family, beta and dispersion; the loadings stand by descending strength, those of pruned units
         are 0.
         encoder: of :func:`~glmvae.jaakkola.tighten` the closed form's; of :func:`~glmvae.ascent.refine` the best affine
-            one for the exact ELBO of the decoder. The posteriors that the ascent found are not affine in x. None
+            one for the exact ELBO of the decoder, to about a hundredth of what it loses to the posteriors that the
+            ascent found, which are not affine in x. None
             where the rows brought what no affine map of x can follow (an offset, covariates, missing entries, trials
             an entry): :func:`~glmvae.ascent.best_posterior` takes these.
         eigenvalues: of the whitened covariance, all d, of ``tighten``; otherwise beta plus the eigenvalues of

@@ -22,10 +22,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from glmvae._frames import shown
 from glmvae.ascent.climb import Climb, Problem, State, at_decoder
 from glmvae.ascent.posteriors import PosteriorStore, exact_pass
 from glmvae.blocks import total
+from glmvae.entries import refuse_empty
 from glmvae.expansion import null_predictor, working_weight
 from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows, observed, row_sum
@@ -61,11 +61,7 @@ def first_look(problem: Problem, objective: Objective, num_covariates: int) -> F
     """
     options: dict[str, Any] = {"family": objective.family, "num_covariates": num_covariates}
     (sums, entries, count, constant), level = total(_look, problem.source, objective, add=_looked, **options)
-    none = np.asarray(entries) == 0
-    if none.any():
-        column = int(np.flatnonzero(none)[0])
-        named = shown(column, problem.source.column_names)
-        raise ValueError(f"missing: expected an entry in every column, got none at [{column}]{named}")
+    refuse_empty(entries, problem.source.column_names)
     mean = jax.device_put(np.asarray(sums) / np.asarray(entries))
     level = np.asarray(level) - np.log(np.asarray(entries))
     return FirstLook(mean, entries, level, count, float(constant) / float(count))

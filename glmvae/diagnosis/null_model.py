@@ -21,11 +21,11 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
-from glmvae._frames import shown
 from glmvae.ascent import refine
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import total
 from glmvae.decomposition import Decomposition, decomposed
+from glmvae.entries import refuse_empty
 from glmvae.expansion import null_point
 from glmvae.families import Family
 from glmvae.model import Affine, AffineModel, Objective, fixed_predictor
@@ -123,9 +123,7 @@ def null_of_rows(source: Source, family: Family, dispersion: ArrayLike | None, u
     objective = Objective(family, dispersion=1.0 if phi is None else phi)
     decoder = _null_decoder(source, objective)
     sums = _summed(source, decoder, objective)
-    if (none := np.asarray(sums.entries) == 0).any():
-        named = shown(int(np.argmax(none)), source.column_names)
-        raise ValueError(f"missing: expected an entry in every column, got none at [{int(np.argmax(none))}]{named}")
+    refuse_empty(sums.entries, source.column_names)
     shares = with_trials(family, jnp.ones((1, source.num_columns), source.dtype))
     boundary = _at_an_end(sums.low, sums.high, shares)
     spectrum = _spectrum(sums, ~boundary, decoder, family, phi, units)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from glmvae import _frames
+from glmvae.entries import refuse_empty
 from glmvae.families import Family
 from glmvae.rows import Rows, named
 from glmvae.statistics import Moments, moments
@@ -67,10 +68,7 @@ def filled(rows: Rows) -> Rows:
         weight = np.ones(rows.num_rows) if rows.weight is None else np.asarray(rows.weight)
         counted = np.where(rows.missing, 0.0, weight[:, None])
         of = np.sum(counted * trials, axis=0)
-        if not of.all():
-            column = int(np.flatnonzero(of == 0)[0])
-            where = _frames.shown(column, rows.column_names)
-            raise ValueError(f"X: expected an entry in every column, got none at [{column}]{where}")
+        refuse_empty(of, rows.column_names, "X")
         mean = np.sum(counted * np.where(rows.missing, 0.0, rows.x), axis=0) / of
         fields |= {"x": np.where(rows.missing, (mean * trials).astype(rows.x.dtype), rows.x), "missing": None}
     return named(rows.replace(**fields), rows.column_names)

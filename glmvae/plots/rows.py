@@ -119,7 +119,7 @@ def latent_scatter(
             chosen = points[np.asarray(labels) == label]
             ax.scatter(chosen[:, first], chosen[:, second], color=f"C{i % 10}", label=str(label), **settings)
         ax.legend(fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    ax.set(xlabel=f"posterior mean of unit {first}", ylabel=f"posterior mean of unit {second}")
+    ax.set(xlabel=f"posterior mean of factor {first}", ylabel=f"posterior mean of factor {second}")
     ax.set_aspect("equal", adjustable="datalim")
     ax.grid(alpha=0.3)
     return ax
