@@ -15,9 +15,12 @@ from glmvae.sources import Source
 
 
 class Measured(Source):
-    """Batches of a generator, with what JAX holds at each of them."""
+    """Batches of a generator, with what JAX holds at each of them.
 
-    num_columns, dtype = 200, np.dtype("float32")
+    They are wide: the handles of what a block returned, some 6 kB in Python's memory, are little beside its rows.
+    """
+
+    num_columns, dtype = 800, np.dtype("float32")
 
     def __init__(self, count: int) -> None:
         self.count: int = count
