@@ -6,15 +6,16 @@ first to the last (a module imports only from those above it):
 
     families/              Family: the observation model of a column, and all that is known of it
     rows, sources          Rows: data with all that differs from row to row; Source: where they come from, in pieces
-    blocks, stores         the loop over rows: one function of a block, an associative sum; Store: what rows keep
-    model                  Objective (family, beta, dispersion), Affine (a decoder), AffineModel (the two), Posterior
+    cuts, stores, blocks   the loop over rows: one function of a block, an associative sum; Store: what rows keep
+    model, variational     Objective (family, beta, dispersion), Affine (a decoder), AffineModel (the two); Posterior
     statistics/            Moments: one pass, mergeable, weighted
     expansion, quadratics  the quadratic at eta0: working response, weight, constant
     spectral, solution     Spectrum: one decomposition, asked for any latent_dim, beta and dispersion
     optimum, encoding      fit; posterior
     pruning                activity, onset of collapse, betas for a number of units
     elbo/                  the beta-ELBO: exact, expanded, of any decoder; what an expansion leaves out, the bracket
-    jaakkola, ascent/      beyond the closed form: tighten from moments, refine and best_posterior from rows
+    tangents, jaakkola     beyond the closed form, from moments: Jaakkola and Jordan's bound, tighten
+    ascent/                and from rows: refine, best_posterior
     likelihood, tradeoff   held-out likelihood; rate and distortion
     factors                explained variance, rotation
     diagnosis/             what a user asks before any training
@@ -63,8 +64,6 @@ from glmvae.likelihood import log_likelihood as log_likelihood
 from glmvae.model import Affine as Affine
 from glmvae.model import AffineModel as AffineModel
 from glmvae.model import Objective as Objective
-from glmvae.model import Posterior as Posterior
-from glmvae.model import kl_divergence as kl_divergence
 from glmvae.optimum import AffineOptimum as AffineOptimum
 from glmvae.optimum import fit as fit
 from glmvae.optimum import optimum_at as optimum_at
@@ -87,5 +86,7 @@ from glmvae.statistics import merge as merge
 from glmvae.statistics import moments as moments
 from glmvae.tradeoff import RateDistortion as RateDistortion
 from glmvae.tradeoff import rate_distortion as rate_distortion
+from glmvae.variational import Posterior as Posterior
+from glmvae.variational import kl_divergence as kl_divergence
 
 __version__ = "0.1.0"

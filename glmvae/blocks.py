@@ -15,7 +15,7 @@ has a leading axis of 1, as everything here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 
 from glmvae import _checks
 from glmvae._lost_digits import warn_of_lost_digits
+from glmvae.cuts import block_size, cut_rows, cut_tree, layout, lies_on_host
 from glmvae.entries import all_inside, inside, look_at, refuse_entry
 from glmvae.families import Family
 from glmvae.rows import Rows, check_rows, entered
@@ -33,27 +34,7 @@ from glmvae.sources import Source, concrete
 from glmvae.stores import Block as Block
 from glmvae.stores import Store as Store
 
-# Rows of a block: one rung serves any number of rows.
-LADDER = (8, 32, 128, 512, 2048, 8192)
-# Entries (rows times columns) of a block, about: the temporaries of a pass are a few dozen times that.
-_ENTRIES = 420_000
-# A full block takes so many times as long as one of no rows.
-_FULL_BLOCK = 64
-
 Function = Callable[..., tuple[Any, Any]]
-
-
-def block_size(columns: int, entries: int = _ENTRIES) -> int:
-    """Rows of a full block."""
-    return max([rung for rung in LADDER if rung * columns <= entries], default=LADDER[0])
-
-
-def layout(num_rows: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(start, count, padded size) of blocks that hold so many rows, all of one size, which takes the least time."""
-    rungs = [rung for rung in LADDER if rung <= size]
-    rung = min(rungs, key=lambda rung: -(-num_rows // rung) * (rung + size / _FULL_BLOCK))
-    for start in range(0, num_rows, rung):
-        yield start, min(rung, num_rows - start), rung
 
 
 def total(
@@ -148,7 +129,7 @@ def _pass(
     for piece in source.pieces():
         if family is not None:
             check_rows(piece, family, num_covariates, name)
-        here = plain if plain is not None and _lies_on_host(piece.x) else run
+        here = plain if plain is not None and lies_on_host(piece.x) else run
         _check_given(given, first + piece.num_rows, False)
         n = piece.num_rows
         at_once = here is plain and whole is not None and whole(piece)
@@ -216,10 +197,6 @@ def _plain(f: Function, check: Any) -> Callable:
     return run
 
 
-def _lies_on_host(leaf: Any) -> bool:
-    return not isinstance(leaf, Array) or next(iter(leaf.devices())).platform == "cpu"
-
-
 def common_dtype(source: Any, args: Any) -> np.dtype:
     """The widest of the precisions of the rows and of what meets them; numbers without one follow."""
     strong = [a.dtype for a in jax.tree.leaves(args) if hasattr(a, "dtype") and not getattr(a, "weak_type", False)]
@@ -249,36 +226,6 @@ def _judge(
     for valid, rows, block in verdicts:
         if not bool(valid):
             refuse_entry(rows, family, block.start, name, column_names)
-
-
-# Cutting --------------------------------------------------------------------------------------------------
-
-
-def cut_rows(rows: Rows, start: int, count: int, size: int) -> Rows:
-    """Rows from ``start`` on, padded to ``size`` at weight 0."""
-    cut = rows.map(lambda leaf: _cut(leaf, rows.num_rows, start, count, size))
-    weight = np.zeros(size, rows.dtype)
-    weight[:count] = 1.0 if rows.weight is None else np.asarray(rows.weight)[start : start + count]
-    return cut.replace(weight=weight)
-
-
-def cut_tree(tree: Any, block: Block, num_rows: int | None) -> Any:
-    """Arrays with a leading axis N or 1, cut as the rows are."""
-
-    def cut(leaf: Any) -> Any:  # what the rows share stays one, also beside a single row
-        return leaf if leaf.shape[0] == 1 else _cut(leaf, num_rows, block.start, block.count, block.size)
-
-    return jax.tree.map(cut, tree)
-
-
-def _cut(leaf: Any, num_rows: int | None, start: int, count: int, size: int) -> Any:
-    if leaf.shape[0] == 1 and num_rows != 1:  # one for all
-        return leaf
-    if not _lies_on_host(leaf):
-        cut = jax.lax.dynamic_slice_in_dim(leaf, start, count)
-        return cut if count == size else jnp.concatenate([cut, jnp.repeat(cut[:1], size - count, axis=0)])
-    part = np.asarray(leaf)[start : start + count]
-    return part if count == size else np.concatenate([part, np.repeat(part[:1], size - count, axis=0)])
 
 
 # Under a transformation -----------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ from jaxtyping import Float
 from glmvae import _checks
 from glmvae.blocks import per_row
 from glmvae.families import Family
-from glmvae.model import Posterior, as_model
+from glmvae.model import as_model
 from glmvae.rows import Rows
 from glmvae.sources import as_source
 from glmvae.statistics.moment_checks import in_precision
 from glmvae.statistics.residuals import brings_residuals, encoder_input
+from glmvae.variational import Posterior
 
 # Posterior means that rounding moves by more than that are worth a word.
 _MOVED = 0.01
@@ -60,7 +61,7 @@ def posterior(optimum: Any, x: Any) -> Posterior:
             that the optimum was fit with, and an offset where its expansion takes one.
 
     Returns:
-        :class:`~glmvae.model.Posterior` with mean (N, kappa) and one covariance (1, kappa, kappa).
+        :class:`~glmvae.variational.Posterior` with mean (N, kappa) and one covariance (1, kappa, kappa).
 
     Raises:
         ValueError: rows of another width than the optimum's columns, NaN or infinity, not a matrix, values out of the

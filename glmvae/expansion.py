@@ -23,7 +23,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.blocks import per_row, total
 from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
@@ -149,7 +149,7 @@ def expand(x: Any, family: Family, *, expand_at: ArrayLike | str = "zero", dispe
     source = as_source(x)
     columns, dtype = source.num_columns, source.dtype
     check_columns(columns, family, "x")
-    phi = _checks.positive(dispersion, "dispersion", columns, dtype=dtype)
+    phi = _settings.positive(dispersion, "dispersion", columns, dtype=dtype)
     family = in_precision(family, dtype)
     if isinstance(expand_at, str) and expand_at == "null":
         eta0 = null_point(source, family)

@@ -25,10 +25,11 @@ from glmvae.elbo import affine_arguments
 from glmvae.entries import refuse_empty
 from glmvae.expansion import working_weight
 from glmvae.families import Family
-from glmvae.model import Affine, AffineModel, Posterior, as_model, fixed_predictor, require_density
+from glmvae.model import Affine, AffineModel, as_model, fixed_predictor, require_density
 from glmvae.optimum import Encoder
 from glmvae.rows import Rows, observed
 from glmvae.sources import Source
+from glmvae.variational import Posterior
 
 _MOST_SWEEPS = 500
 # A sweep that turns every plane by less, in radians, is the last.

@@ -18,14 +18,15 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.ascent import best_posterior
 from glmvae.elbo import affine_posterior, elbo_exact
 from glmvae.elbo.decoding import Decoder, decoded, decoder_arguments, per_row_of
 from glmvae.elbo.sampling import draw, log_prob_of, over_draws, rows_of, sampler
-from glmvae.model import Objective, Posterior, as_model, as_posterior
+from glmvae.model import Objective, as_model
 from glmvae.rows import Rows
 from glmvae.sources import as_source
+from glmvae.variational import Posterior, as_posterior
 
 # Below so many effective draws a value cannot be trusted, nor its standard error.
 _FEW = 10
@@ -132,8 +133,8 @@ def _estimate(
     key: Any, model: Any, x: Any, num_samples: Any, posterior: Any, objective: Any
 ) -> tuple[Array, Array, Array]:
     """Value, standard error and effective sample size of every row."""
-    key = _checks.prng_key(key, "key")
-    num_samples = _checks.integer(num_samples, "num_samples")
+    key = _settings.prng_key(key, "key")
+    num_samples = _settings.integer(num_samples, "num_samples")
     if objective is None:
         like, model = model, _without_beta(model)
         source: Any = as_source(x, columns=model.loadings.shape[0], like=like)

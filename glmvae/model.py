@@ -1,4 +1,4 @@
-"""What is optimised, for which decoder, under which posterior.
+"""What is optimised, and for which decoder.
 
     L = E_q log p(x | eta) - beta KL(q(z | x) || N(0, I)),     eta = W z + b + B' covariates + offset           (1)
 
@@ -10,7 +10,7 @@ differentiate in the decoder differentiate the ``Affine``: the objective's leave
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
 from glmvae.rows import Rows
@@ -85,8 +85,10 @@ class Objective:
                     "positive scalar or one a column; `fit` estimates that of a Gaussian"
                 )
         object.__setattr__(self, "family", family)
-        object.__setattr__(self, "beta", _checks.positive(beta, "beta"))
-        object.__setattr__(self, "dispersion", _checks.positive(dispersion, "dispersion", family.columns, vector=True))
+        object.__setattr__(self, "beta", _settings.positive(beta, "beta"))
+        object.__setattr__(
+            self, "dispersion", _settings.positive(dispersion, "dispersion", family.columns, vector=True)
+        )
 
     @property
     def dispersion_of_entries(self) -> Array:
@@ -288,99 +290,6 @@ def require_density(model: AffineModel, name: str = "model") -> AffineModel:
             "error, and there is no density to take the ELBO of; fit with fewer units, or with a dispersion"
         )
     return model
-
-
-class Posterior(NamedTuple):
-    """q(z | x) = N(mean, covariance), row by row.
-
-    Fields:
-        mean: mu_z, (N, kappa); kappa may be 0.
-        covariance: Sigma_z, (N, kappa, kappa), or (1, kappa, kappa) where the rows share it.
-    """
-
-    mean: Float[Array, "n k"]
-    covariance: Float[Array, "m k k"]
-
-
-def as_posterior(value: Any, latent_dim: int | None = None, num_rows: int | None = None) -> Posterior:
-    """A posterior, checked.
-
-    Raises:
-        TypeError: no posterior.
-        ValueError: shapes that do not fit, values that are not finite; it names the part.
-    """
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f"posterior: expected a Posterior(mean, covariance), got {type(value).__name__}")
-    mean = _checks.matrix(value[0], "posterior.mean", rows=num_rows, columns=latent_dim, empty_columns=True)
-    covariance = _checks.finite(_checks.numeric(value[1], "posterior.covariance"), "posterior.covariance")
-    n, k = mean.shape
-    if covariance.shape not in ((1, k, k), (n, k, k)):
-        advice = "; one for all rows is covariance[None]" if covariance.shape == (k, k) else ""
-        raise ValueError(
-            f"posterior.covariance: expected shape {(n, k, k)} or {(1, k, k)}, got shape {covariance.shape}{advice}"
-        )
-    return Posterior(mean, covariance)
-
-
-def kl_divergence(posterior: Posterior) -> Float[Array, " n"]:
-    """KL(N(mu_z, Sigma_z) || N(0, I)) of every row, in nats (24).
-
-        1/2 (tr Sigma_z - log |Sigma_z| + |mu_z|^2 - kappa)
-
-    Args:
-        posterior: means (N, kappa) and covariance (N, kappa, kappa) or (1, kappa, kappa).
-
-    Returns:
-        (N,); NaN where a covariance is not positive definite.
-
-    Raises:
-        ValueError, TypeError: not a posterior, shapes that do not fit, values that are not finite.
-
-    Exactness: exact.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from glmvae import Posterior, kl_divergence
-        >>> print(kl_divergence(Posterior(jnp.array([[0.0, 2.0]]), jnp.eye(2)[None])))
-        [2.]
-    """
-    return kl_of(as_posterior(posterior))
-
-
-@jax.jit
-def kl_of(posterior: Posterior) -> Float[Array, " n"]:
-    """:func:`kl_divergence` of a posterior already checked."""
-    if posterior.mean.shape[-1] == 0:
-        return jnp.zeros(posterior.mean.shape[0], posterior.mean.dtype)
-    cholesky = jnp.linalg.cholesky(posterior.covariance)
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=-2, axis2=-1)), axis=-1)
-    return gaussian_kl(posterior.mean, jnp.trace(posterior.covariance, axis1=-2, axis2=-1), log_det)
-
-
-def gaussian_kl(mean: Float[Array, "n k"], trace: Array, log_det: Array) -> Float[Array, " n"]:
-    """KL(N(mean, Sigma) || N(0, I)) from the trace and the log-determinant of Sigma (24)."""
-    return 0.5 * (trace - log_det + jnp.sum(mean**2, axis=-1) - mean.shape[-1])
-
-
-def upper_triangle(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column index of the upper triangle, and where in it each entry of the full matrix lies."""
-    upper = np.triu_indices(size)
-    where = np.zeros((size, size), int)
-    where[upper] = np.arange(len(upper[0]))
-    where = np.maximum(where, where.T)
-    return upper[0], upper[1], where
-
-
-def predictor_moments(decoder: Affine, rows: Rows, posterior: Posterior) -> tuple[Array, Array]:
-    """Mean (N, d) and variance, (N, d) or (1, d), of eta = W z + b + B' covariates + offset under a row's posterior."""
-    first, second, _ = upper_triangle(decoder.latent_dim)
-    share = jnp.asarray(np.where(first == second, 0.5, 1.0), posterior.mean.dtype)
-    mean = posterior.mean @ decoder.loadings.T + fixed_predictor(decoder, rows)
-    products = decoder.loadings[:, first] * decoder.loadings[:, second] * share[None]
-    both = (
-        posterior.covariance[:, first, second] + posterior.covariance[:, second, first]
-    )  # so that gradients are symmetric
-    return mean, jnp.maximum(both @ products.T, 0.0)
 
 
 def fixed_predictor(decoder: Affine, rows: Rows) -> Array:

@@ -15,15 +15,16 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from glmvae import _checks
+from glmvae import _settings
 from glmvae.blocks import per_row
 from glmvae.elbo import elbo_exact, elbo_quadratic
 from glmvae.elbo.decoders import elbo_monte_carlo
-from glmvae.model import AffineModel, Posterior, as_model, gaussian_kl, predictor_moments, require_density
+from glmvae.model import AffineModel, as_model, require_density
 from glmvae.nets.autoencoder import VAE, as_vae, encode_rows, rows_for
 from glmvae.optimum import AffineOptimum, posterior
 from glmvae.rows import Rows, row_sum
 from glmvae.sources import Source, as_source
+from glmvae.variational import Posterior, gaussian_kl, predictor_moments
 
 #: A unit is active where its activity exceeds this (Burda et al. 2015).
 ACTIVE = 0.01
@@ -86,8 +87,8 @@ def evaluate(key: Array, vae: VAE, x: Any, *, test: Any = None, num_samples: int
         >>> at.kl.shape, float(at.train_error)
         ((2,), 0.0)
     """
-    key, vae = _checks.prng_key(key, "key"), as_vae(vae)
-    num_samples = _checks.integer(num_samples, "num_samples")
+    key, vae = _settings.prng_key(key, "key"), as_vae(vae)
+    num_samples = _settings.integer(num_samples, "num_samples")
     source = rows_for(vae, x)
     tests = None if test is None else rows_for(vae, test, "test")
     elbo, error, mean, kl, weight = _measured(key, vae, source, num_samples)

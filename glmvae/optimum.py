@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae._frames import ColumnNames, listed, names_for
 from glmvae.decomposition import noise_beside
 from glmvae.encoding import Encoder as Encoder
@@ -174,11 +174,11 @@ def fit(
     """
     check_family(family)
     if not isinstance(x, Moments):
-        _checks.integer(latent_dim, "latent_dim", least=0)  # before a pass over the rows
+        _settings.integer(latent_dim, "latent_dim", least=0)  # before a pass over the rows
     source = x if isinstance(x, Moments) else as_source(x)
     data = as_moments(source, family)
-    latent_dim = _checks.latent_dim(latent_dim, data.mean.shape[0], least=0)
-    beta = _checks.positive(beta, "beta", dtype=data.mean.dtype)
+    latent_dim = _settings.latent_dim(latent_dim, data.mean.shape[0], least=0)
+    beta = _settings.positive(beta, "beta", dtype=data.mean.dtype)
     spectrum = spectrum_of(data, family, dispersion, expand_at, max(latent_dim, 1))
     found = _optimum(spectrum, latent_dim, beta, None)
     return found._replace(column_names=names_for(source), brought=brought_by(data if source is x else source))
@@ -215,14 +215,14 @@ def optimum_at(
     """
     if not isinstance(spectrum, Spectrum):
         raise TypeError(f"spectrum: expected a Spectrum (see glmvae.spectrum), got {type(spectrum).__name__}")
-    latent_dim = _checks.latent_dim(latent_dim, spectrum.vectors.shape[1], of="vectors of the spectrum", least=0)
+    latent_dim = _settings.latent_dim(latent_dim, spectrum.vectors.shape[1], of="vectors of the spectrum", least=0)
     dtype = spectrum.values.dtype
-    beta = _checks.positive(beta, "beta", dtype=dtype)
+    beta = _settings.positive(beta, "beta", dtype=dtype)
     if dispersion is None:
         return _optimum(spectrum, latent_dim, beta, None)
     if spectrum.dispersion is not None:
         raise ValueError("dispersion: the spectrum has its own; give it to `spectrum`")
-    return _optimum(spectrum, latent_dim, beta, _checks.positive(dispersion, "dispersion", dtype=dtype))
+    return _optimum(spectrum, latent_dim, beta, _settings.positive(dispersion, "dispersion", dtype=dtype))
 
 
 def _optimum(spectrum: Spectrum, latent_dim: int, beta: Array, dispersion: Array | None) -> AffineOptimum:

@@ -22,7 +22,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.optimum import check_optimum
@@ -107,10 +107,10 @@ def activity_path(
     """
     data = _data(x, family)
     columns, dtype = data.mean.shape[0], data.mean.dtype
-    latent_dim = _checks.latent_dim(latent_dim, columns, least=0)
+    latent_dim = _settings.latent_dim(latent_dim, columns, least=0)
     if np.ndim(betas) != 1 or not np.size(betas):
         raise ValueError(f"betas: expected a vector, got shape {np.shape(betas)}")
-    grid = _checks.positive(_checks.array(betas, "betas"), "betas", vector=True, dtype=dtype)
+    grid = _settings.positive(_checks.array(betas, "betas"), "betas", vector=True, dtype=dtype)
     found = spectrum_of(data, family, dispersion, expand_at, 1)
     with as_concrete((found, grid)):
         path = _path(found, latent_dim, grid)
@@ -172,8 +172,8 @@ def beta_for_active_units(
             "x: `beta_for_active_units` returns Python numbers, so it is not for use under a transformation"
         )
     d = data.mean.shape[0]
-    latent_dim = d if latent_dim is None else _checks.latent_dim(latent_dim, d, least=0)
-    units = _checks.latent_dim(units, latent_dim, "units", of="latent units", least=0)
+    latent_dim = d if latent_dim is None else _settings.latent_dim(latent_dim, d, least=0)
+    units = _settings.latent_dim(units, latent_dim, "units", of="latent units", least=0)
     return betas_leaving(spectrum_of(data, family, dispersion, expand_at, 1), units, latent_dim)
 
 

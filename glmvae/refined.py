@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float
 from glmvae import _checks
 from glmvae._frames import ColumnNames, listed
 from glmvae.families import Family
-from glmvae.model import Affine, AffineModel, Posterior
+from glmvae.model import Affine, AffineModel
 from glmvae.optimum import Encoder
 from glmvae.rows import Brought
+from glmvae.variational import Posterior
 
 
 class RefinedOptimum(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from glmvae import _checks, _frames
+from glmvae import _checks, _frames, _settings
 from glmvae.families import Family
 
 FIELDS = ("x", "trials", "offset", "covariates", "missing", "weight")
@@ -152,7 +152,7 @@ def _fields(x: Any, trials: Any, offset: Any, covariates: Any, missing: Any, wei
         weight = _checks.array(weight, "weight")
         if weight.shape != (n,):
             raise ValueError(f"weight: expected shape ({n},), one a row, got shape {weight.shape}")
-        _checks.not_negative(weight, "weight")
+        _settings.not_negative(weight, "weight")
         if _checks.concrete(weight) and not np.any(np.asarray(weight) > 0):
             raise ValueError("weight: expected a positive sum, got 0")
     return x, trials, offset, covariates, missing, weight
@@ -182,7 +182,7 @@ def _trials(trials: Any, missing: Any, n: int, d: int) -> tuple[Any, Any]:
     trials = _checks.array(trials, "trials")
     if trials.shape not in ((n, d), (1, d), (n, 1)):
         raise ValueError(f"trials: expected shape ({n}, {d}), (1, {d}) or ({n}, 1), got shape {trials.shape}")
-    _checks.not_negative(trials, "trials")
+    _settings.not_negative(trials, "trials")
     if _checks.concrete(trials) and np.all(np.asarray(trials) > 0):
         return trials, missing
     numpy = np if isinstance(trials, np.ndarray) else jnp

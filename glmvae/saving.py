@@ -24,10 +24,11 @@ from glmvae._frames import ColumnNames
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.families.trees import is_same
-from glmvae.model import Affine, AffineModel, Objective, Posterior, as_model, unchecked
+from glmvae.model import Affine, AffineModel, Objective, as_model, unchecked
 from glmvae.optimum import AffineOptimum, Encoder
 from glmvae.refined import RefinedOptimum
 from glmvae.rows import Brought
+from glmvae.variational import Posterior
 
 _FORMAT = 1
 _CONTENT = "model"
@@ -259,9 +260,6 @@ def _restored(array: np.ndarray, kind: str) -> Any:
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         raise _Wide(str(array.dtype))
     return jax.device_put(array)
-
-
-# The family -------------------------------------------------------------------------------------------------
 
 
 def _custom(tree: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,10 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae.spectral import Spectrum, as_concrete, dispersion_at
+from glmvae.families import Family
+from glmvae.quadratics import Quadratic
+from glmvae.spectral import Spectrum, dispersion_at
+from glmvae.statistics import Moments
 from glmvae.statistics.residuals import encoder_shift
 
 
@@ -43,25 +47,20 @@ class Solution(NamedTuple):
 
 def solve(spectrum: Spectrum, latent_dim: int, beta: Array, dispersion: Array | None = None) -> Solution:
     """The optimum at kappa, beta and, where the spectrum's is open, a dispersion (None estimates it)."""
-    with as_concrete((spectrum, beta, dispersion)):
-        padded = _padded(spectrum, latent_dim, beta, dispersion)
-        first = slice(latent_dim)
+    if not _checks.concrete((spectrum, beta, dispersion)):
+        return _traced(spectrum, beta, dispersion, latent_dim=latent_dim)
+    with _checks.at_once(), np.errstate(all="ignore"):
+        found = _solution(np, spectrum, latent_dim, beta, dispersion)
+        return jax.device_put(jax.tree.map(lambda a: np.asarray(a, spectrum.values.dtype), found))
 
-        def cut(array: Array, *index: slice) -> Array:
-            return jax.device_put(np.asarray(array)[index]) if _checks.concrete(array) else array[index]
 
-        beside = padded.encoder_coefficients
-        return padded._replace(
-            loadings=cut(padded.loadings, slice(None), first),
-            encoder_weight=cut(padded.encoder_weight, first),
-            encoder_bias=cut(padded.encoder_bias, first),
-            encoder_coefficients=None if beside is None else cut(beside, slice(None), first),
-            covariance=cut(padded.covariance, first, first),
-        )
+@functools.partial(jax.jit, static_argnames="latent_dim")
+def _traced(spectrum: Spectrum, beta: Array, given: Array | None, *, latent_dim: int) -> Solution:
+    return _solution(jnp, spectrum, latent_dim, beta, given)
 
 
 class _Units(NamedTuple):
-    """The first units of a spectrum, as many as it has vectors; those that do not take part have no length."""
+    """The first units of a spectrum; those that are pruned have no length."""
 
     top: Array
     kept: Array
@@ -69,45 +68,45 @@ class _Units(NamedTuple):
     active: Array
 
 
-def _units(spectrum: Spectrum, latent_dim: Any, cutoff: Array) -> _Units:
-    known = spectrum.vectors.shape[1]
-    top = spectrum.values[:known]
-    active = (jnp.arange(known) < latent_dim) & ~(top <= cutoff)  # NaN stays NaN
+def _units(numpy: Any, top: Array, cutoff: Array) -> _Units:
+    active = ~(top <= cutoff)  # NaN stays NaN
     # sqrt has no derivative at 0, where a pruned unit is
-    length = jnp.where(active, jnp.sqrt(jnp.where(active, top - cutoff, 1.0)), 0.0)
-    return _Units(top, jnp.where(active, top, cutoff), length, active)
+    length = numpy.where(active, numpy.sqrt(numpy.where(active, top - cutoff, 1.0)), 0.0)
+    return _Units(top, numpy.where(active, top, cutoff), length, active)
 
 
-@jax.jit
-def _padded(spectrum: Spectrum, latent_dim: Any, beta: Array, given: Array | None) -> Solution:
-    values, vectors, quadratic = spectrum.values, spectrum.vectors, spectrum.quadratic
+def _solution(numpy: Any, spectrum: Spectrum, latent_dim: int, beta: Any, given: Any) -> Solution:
+    """By NumPy, which compiles nothing, or JAX's."""
+    parts = spectrum.values, spectrum.vectors, spectrum.rest, spectrum.quadratic, spectrum.dispersion, beta, given
+    values, vectors, rest, quadratic, dispersion, beta, given = jax.tree.map(numpy.asarray, parts)
     # ``unit`` is the dispersion the whitening has left out: eigenvalues are lambda * unit, the cut-off beta * unit.
-    if spectrum.dispersion is not None:
-        unit = jnp.ones((), values.dtype)
+    if dispersion is not None:
+        unit = numpy.ones((), values.dtype)
     elif given is not None:
         unit = given
     else:
-        unit = dispersion_at(values, spectrum.rest, vectors.shape[0], latent_dim, beta)
-    phi = unit if spectrum.dispersion is None else spectrum.dispersion
-    cutoff = jnp.where(beta > 0, beta, jnp.nan) * unit
-    units = _units(spectrum, latent_dim, cutoff)
-    safe = jnp.where(units.kept > 0, units.kept, 1.0)
-    outward, inward = vectors / jnp.sqrt(quadratic.weight)[:, None], vectors * spectrum.scale[:, None]
+        unit = dispersion_at(values, rest, vectors.shape[0], latent_dim, beta)
+    phi = unit if dispersion is None else dispersion
+    cutoff = numpy.where(beta > 0, beta, numpy.nan) * unit
+    units = _units(numpy, values[:latent_dim], cutoff)
+    safe = numpy.where(units.kept > 0, units.kept, 1.0)
+    vectors, root = vectors[:, :latent_dim], numpy.sqrt(quadratic.weight)[:, None]
+    outward, inward = vectors / root, vectors * (root * quadratic.slope[:, None])
     loadings = outward * units.length[None]
     encoder = (units.length / safe)[:, None] * inward.T
-    covariance = jnp.diag(jnp.where(units.kept > 0, cutoff / safe, 1.0))
+    covariance = numpy.diag(numpy.where(units.kept > 0, cutoff / safe, 1.0))
     if spectrum.coupling is not None:
-        turned = _coupled(units, cutoff, spectrum.coupling)
+        turned = _coupled(units, cutoff, spectrum.coupling[:latent_dim, :latent_dim])
         loadings, encoder = loadings + outward @ turned[0], encoder + turned[1].T @ inward.T
         covariance = covariance + turned[2]
     positive = ~(unit <= 0)  # NaN stays NaN
-    divisor = jnp.where(positive, unit, 1.0)
-    ratio = safe / jnp.where(cutoff == 0, 1.0, cutoff)
-    log_ratio = jnp.where(units.active & (cutoff != 0), jnp.log(jnp.where(units.active, ratio, 1.0)), 0.0)
-    fitted = jnp.sum(jnp.where(units.active, beta * (1 + log_ratio), 0.0))
-    left = jnp.sum(values) - jnp.sum(jnp.where(units.active, units.top, 0.0)) + spectrum.rest
-    elbo = _constant(spectrum, phi) - 0.5 * (fitted + left / divisor)
-    intercept, bias, coefficients, beside = _shifts(spectrum, encoder)
+    divisor = numpy.where(positive, unit, 1.0)
+    ratio = safe / numpy.where(cutoff == 0, 1.0, cutoff)
+    log_ratio = numpy.where(units.active & (cutoff != 0), numpy.log(numpy.where(units.active, ratio, 1.0)), 0.0)
+    fitted = numpy.sum(numpy.where(units.active, beta * (1 + log_ratio), 0.0))
+    left = numpy.sum(values) - numpy.sum(numpy.where(units.active, units.top, 0.0)) + rest
+    elbo = _constant(numpy, spectrum, quadratic, phi) - 0.5 * (fitted + left / divisor)
+    intercept, bias, coefficients, beside = _shifts(numpy, spectrum, quadratic, encoder)
     return Solution(
         loadings,
         intercept,
@@ -117,9 +116,9 @@ def _padded(spectrum: Spectrum, latent_dim: Any, beta: Array, given: Array | Non
         beside,
         covariance,
         phi,
-        jnp.where(positive, values / divisor, jnp.where(values > 0, jnp.inf, 0.0)),
-        jnp.where(positive, elbo, jnp.inf),
-        jnp.where(positive, 0.5 * jnp.sum(log_ratio), jnp.where(jnp.any(units.active), jnp.inf, 0.0)),
+        numpy.where(positive, values / divisor, numpy.where(values > 0, numpy.inf, 0.0)),
+        numpy.where(positive, elbo, numpy.inf),
+        numpy.where(positive, 0.5 * numpy.sum(log_ratio), numpy.where(numpy.any(units.active), numpy.inf, 0.0)),
     )
 
 
@@ -132,30 +131,33 @@ def _coupled(units: _Units, cutoff: Array, coupling: Array) -> tuple[Array, Arra
     return tuple(between * s[None] for s in slopes)  # type: ignore[return-value]
 
 
-def _constant(spectrum: Spectrum, phi: Array) -> Array:
+def _constant(numpy: Any, spectrum: Spectrum, quadratic: Quadratic, phi: Array) -> Array:
     if spectrum.dispersion is not None:
-        return jnp.sum(spectrum.quadratic.constant)
-    data = spectrum.moments
+        return numpy.sum(quadratic.constant)
+    data = spectrum.moments._replace(family=None)
+    return numpy.asarray(_expansion_constant(spectrum.family, data, spectrum.expansion_point, phi))
+
+
+@jax.jit
+def _expansion_constant(family: Family, data: Moments, eta0: Array, phi: Array) -> Array:
     statistic = jnp.zeros_like(data.mean) if data.base_statistic is None else data.base_statistic
-    variance = jnp.diagonal(data.covariance)
-    family, eta0 = spectrum.family, spectrum.expansion_point
-    return jnp.sum(family.expansion_constant(data.mean, variance, statistic, eta0, phi))
+    return jnp.sum(family.expansion_constant(data.mean, jnp.diagonal(data.covariance), statistic, eta0, phi))
 
 
-def _shifts(spectrum: Spectrum, encoder: Array) -> tuple[Array, Array, Array | None, Array | None]:
+def _shifts(
+    numpy: Any, spectrum: Spectrum, quadratic: Quadratic, encoder: Array
+) -> tuple[Array, Array, Array | None, Array | None]:
     """Intercept and bias, and what covariates add to predictor and posterior mean."""
     data = spectrum.moments
-    mean = data.mean
+    mean = numpy.asarray(data.mean)
     if data.at_offset is not None:
-        mean = mean + encoder_shift(spectrum.family, mean)
-    intercept = spectrum.quadratic.response
+        mean = mean + numpy.asarray(_encoder_shift(spectrum.family, data.mean))
     if spectrum.coefficients is None or data.covariates is None:
-        return intercept, -encoder @ mean, None, None
-    coefficients = spectrum.coefficients * spectrum.quadratic.slope[None]
-    centre = mean - data.covariates.mean @ spectrum.coefficients
-    return (
-        intercept - data.covariates.mean @ coefficients,
-        -encoder @ centre,
-        coefficients,
-        -spectrum.coefficients @ encoder.T,
-    )
+        return quadratic.response, -encoder @ mean, None, None
+    least, beside = numpy.asarray(spectrum.coefficients), numpy.asarray(data.covariates.mean)
+    coefficients = least * quadratic.slope[None]
+    centre = mean - beside @ least
+    return quadratic.response - beside @ coefficients, -encoder @ centre, coefficients, -least @ encoder.T
+
+
+_encoder_shift = jax.jit(encoder_shift)

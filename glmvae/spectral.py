@@ -24,7 +24,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.decomposition import decompose as decompose
 from glmvae.decomposition import decomposed
 from glmvae.decomposition import signs as signs
@@ -190,7 +190,7 @@ def dispersion_of(family: Family, dispersion: ArrayLike | None, columns: int, dt
                 f"dispersion: {family!r} needs one, got None; expected a positive scalar or shape ({columns},)"
             )
         dispersion = family.fixed_dispersion
-    phi = _checks.positive(dispersion, "dispersion", columns, dtype=dtype)
+    phi = _settings.positive(dispersion, "dispersion", columns, dtype=dtype)
     return phi if _checks.concrete(phi) else jnp.where(phi > 0, phi, jnp.nan)
 
 
@@ -230,25 +230,26 @@ def gaussian_dispersion(eigenvalues: Float[Array, " d"], latent_dim: int, beta: 
     eigenvalues = _checks.numeric(eigenvalues, "eigenvalues")
     if eigenvalues.ndim != 1 or not eigenvalues.size:
         raise ValueError(f"eigenvalues: expected a vector, got shape {eigenvalues.shape}")
-    _checks.not_negative(eigenvalues, "eigenvalues")
+    _settings.not_negative(eigenvalues, "eigenvalues")
     if _checks.concrete(eigenvalues) and (rises := np.diff(np.asarray(eigenvalues)) > 0).any():
         raise ValueError(f"eigenvalues: expected them descending, got a larger one after {_checks.first_index(rises)}")
-    latent_dim = _checks.latent_dim(latent_dim, eigenvalues.shape[0], least=0)
-    beta = _checks.positive(beta, "beta", dtype=eigenvalues.dtype)
+    latent_dim = _settings.latent_dim(latent_dim, eigenvalues.shape[0], least=0)
+    beta = _settings.positive(beta, "beta", dtype=eigenvalues.dtype)
     return _compiled(eigenvalues, np.zeros((), eigenvalues.dtype), eigenvalues.shape[0], latent_dim, beta)
 
 
 def dispersion_at(values: Array, rest: Array, columns: ArrayLike, latent_dim: ArrayLike, beta: Array) -> Array:
     """:func:`gaussian_dispersion` unchecked, from the leading eigenvalues and the sum of the others."""
-    tail = jnp.cumsum(values[::-1])[::-1] + rest  # tail[a] = sum_{j>a}
-    tail = jnp.concatenate([tail, rest[None]])
-    units = jnp.arange(values.shape[0], dtype=values.dtype)
-    left = jnp.asarray(columns, values.dtype) - beta * units
+    numpy: Any = np if isinstance(values, np.ndarray) else jnp
+    tail = numpy.cumsum(values[::-1])[::-1] + rest  # tail[a] = sum_{j>a}
+    tail = numpy.concatenate([tail, rest[None]])
+    units = numpy.arange(values.shape[0], dtype=values.dtype)
+    left = numpy.asarray(columns, values.dtype) - beta * units
     # Unit a + 1 joins while it exceeds the cut-off of the a before it; then d - beta a stays positive by itself.
     joins = (units < latent_dim) & (values * left > beta * tail[:-1]) & (tail[:-1] > 0) & (left > 0)
-    active = jnp.sum(jnp.cumprod(joins.astype(jnp.int32)))
-    remaining = jnp.asarray(columns, values.dtype) - beta * active.astype(values.dtype)
-    return tail[active] / jnp.where(remaining > 0, remaining, 1.0)
+    active = numpy.sum(numpy.cumprod(joins.astype(np.int32)))
+    remaining = numpy.asarray(columns, values.dtype) - beta * active.astype(values.dtype)
+    return tail[active] / numpy.where(remaining > 0, remaining, 1.0)
 
 
 _compiled = jax.jit(dispersion_at)

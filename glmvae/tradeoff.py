@@ -21,18 +21,19 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.ascent import best_posterior
 from glmvae.blocks import total
 from glmvae.elbo import mean_elbo
 from glmvae.families import Family
 from glmvae.families.checks import check_family
-from glmvae.model import AffineModel, Posterior, as_model, kl_of
+from glmvae.model import AffineModel, as_model
 from glmvae.rows import Rows
 from glmvae.solution import solve
 from glmvae.sources import as_source
-from glmvae.spectral import as_concrete, spectrum_of
+from glmvae.spectral import spectrum_of
 from glmvae.statistics import Moments, as_moments
+from glmvae.variational import Posterior, kl_of
 
 _SHOWN = 12
 
@@ -139,18 +140,19 @@ def rate_distortion(
         for optimum in optima:
             as_source(source, like=optimum)
     data = as_moments(x if source is None else source, family)
-    latent_dim = _checks.latent_dim(latent_dim, data.mean.shape[0], least=0)
+    latent_dim = _settings.latent_dim(latent_dim, data.mean.shape[0], least=0)
     if np.ndim(betas) != 1 or not np.size(betas):
         raise ValueError(f"betas: expected a vector, got shape {np.shape(betas)}")
-    grid = _checks.positive(_checks.array(betas, "betas"), "betas", vector=True, dtype=data.mean.dtype)
+    grid = _settings.positive(_checks.array(betas, "betas"), "betas", vector=True, dtype=data.mean.dtype)
     found = spectrum_of(data, family, dispersion, expand_at, max(latent_dim, 1))
     points = [solve(found, latent_dim, beta) for beta in grid]
-    with as_concrete((found, grid)):
-        rate, elbo = (jnp.stack([getattr(point, name) for point in points]) for name in ("rate", "elbo"))
-        values = jnp.stack([point.eigenvalues[:latent_dim] for point in points])
-        curve = grid, rate, -elbo - grid * rate, jnp.sum(values > grid[:, None], axis=1)
+    numpy: Any = np if _checks.concrete((points, grid)) else jnp
+    rate, elbo = (numpy.stack([getattr(point, name) for point in points]) for name in ("rate", "elbo"))
+    values = numpy.stack([numpy.asarray(point.eigenvalues)[:latent_dim] for point in points])
+    distortion = -elbo - numpy.asarray(grid) * rate
+    units = numpy.sum(values > numpy.asarray(grid)[:, None], axis=1)
     exact = None if source is None else _exact(models, source)
-    return RateDistortion(*curve, exact)
+    return RateDistortion(grid, jnp.asarray(rate), jnp.asarray(distortion), jnp.asarray(units), exact)
 
 
 def _model_for(optimum: Any, family: Family, name: str) -> AffineModel:

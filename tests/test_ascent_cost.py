@@ -10,7 +10,7 @@ from memory import Measured, peak
 from glmvae import Affine, AffineModel, Rows, best_posterior, elbo_exact, fit, refine
 from glmvae.ascent.climb import Problem, at_decoder
 from glmvae.ascent.posteriors import PosteriorStore, exact_pass
-from glmvae.blocks import block_size
+from glmvae.cuts import block_size
 from glmvae.families import Bernoulli
 from glmvae.sources import as_source
 

@@ -12,7 +12,8 @@ from compilations import counted
 from memory import Measured, peak
 
 from glmvae import Rows
-from glmvae.blocks import LADDER, Block, Store, _add, block_size, cut_rows, layout, per_row, sweep
+from glmvae.blocks import Block, Store, _add, per_row, sweep
+from glmvae.cuts import LADDER, block_size, cut_rows, layout
 from glmvae.families import Bernoulli, Binomial, Poisson
 from glmvae.sources import as_source
 

@@ -23,11 +23,12 @@ import sklearn.datasets
 from data_files import needs, needs_frey
 
 from glmvae import datasets
+from glmvae.datasets import files
 from glmvae.families import Bernoulli, Binomial
 
 pytestmark = pytest.mark.any_precision
 
-MNIST_FILES = tuple(name for name in datasets._SHA256 if name.endswith(".gz"))
+MNIST_FILES = tuple(name for name in files.SHA256 if name.endswith(".gz"))
 MNIST_SHAPES = ((6, 2, 3), (6,), (4, 2, 3), (4,))  # of the tiny stand-in, in the order of MNIST_FILES
 FREY_FILE = "frey_rawface.mat"
 
@@ -226,13 +227,13 @@ def sample_bytes(shape):
 @pytest.mark.parametrize("shape", [(5,), (0,), (3, 2, 4), (256, 1, 2), (1, 1, 1, 1)])
 def test_idx_round_trip(shape):
     array = sample_bytes(shape)
-    np.testing.assert_array_equal(datasets._parse_idx(idx_bytes(array)), array)
-    assert datasets._parse_idx(idx_bytes(array)).shape == shape
+    np.testing.assert_array_equal(files.parse_idx(idx_bytes(array)), array)
+    assert files.parse_idx(idx_bytes(array)).shape == shape
 
 
 def test_idx_is_big_endian_row_major():
     content = bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3, 10, 11, 12, 20, 21, 255])
-    np.testing.assert_array_equal(datasets._parse_idx(content), [[10, 11, 12], [20, 21, 255]])
+    np.testing.assert_array_equal(files.parse_idx(content), [[10, 11, 12], [20, 21, 255]])
 
 
 GOOD_IDX = idx_bytes(sample_bytes((3, 2, 2)))
@@ -256,20 +257,20 @@ GOOD_IDX = idx_bytes(sample_bytes((3, 2, 2)))
 )
 def test_idx_refuses(content, message):
     with pytest.raises(ValueError, match=message):
-        datasets._parse_idx(content)
+        files.parse_idx(content)
 
 
 @pytest.mark.parametrize("cut", [3, 15, -9, -1])
 def test_truncated_gzip_is_refused(cut):
     with pytest.raises(ValueError, match="damaged gzip data"):
-        datasets._gunzip(gzip.compress(GOOD_IDX, mtime=0)[:cut])
+        files.gunzip(gzip.compress(GOOD_IDX, mtime=0)[:cut])
 
 
 def test_flipped_gzip_is_refused():
     zipped = bytearray(gzip.compress(GOOD_IDX, mtime=0))
     zipped[-6] ^= 1  # in the checksum
     with pytest.raises(ValueError, match="damaged gzip data"):
-        datasets._gunzip(bytes(zipped))
+        files.gunzip(bytes(zipped))
 
 
 def mat_bytes(**variables):
@@ -280,7 +281,7 @@ def mat_bytes(**variables):
 
 def test_faces_are_the_columns():
     ff = sample_bytes((560, 3))
-    np.testing.assert_array_equal(datasets._parse_faces(mat_bytes(ff=ff, other=np.eye(2))), ff.T)
+    np.testing.assert_array_equal(files.parse_faces(mat_bytes(ff=ff, other=np.eye(2))), ff.T)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def test_faces_are_the_columns():
 )
 def test_faces_refuse(content, message):
     with pytest.raises(ValueError, match=message):
-        datasets._parse_faces(content)
+        files.parse_faces(content)
 
 
 # ----------------------------------------------------------------------------------- files in a folder
@@ -313,7 +314,7 @@ def tiny(monkeypatch):
     """Tiny stand-ins are what the module expects; no environment of the machine gets in."""
     hashes = {name: hashlib.sha256(idx_bytes(array)).hexdigest() for name, array in TINY_ARRAYS.items()}
     hashes[FREY_FILE] = hashlib.sha256(TINY_FACES.T.tobytes()).hexdigest()
-    monkeypatch.setattr(datasets, "_SHA256", hashes)
+    monkeypatch.setattr(files, "SHA256", hashes)
     monkeypatch.delenv("GLMVAE_DATA_DIR", raising=False)
 
 
@@ -392,7 +393,7 @@ def test_a_wrong_hash_names_the_file_and_both_hashes_and_keeps_the_file(tmp_path
     before = path.read_bytes()
     with pytest.raises(ValueError, match="Remove or replace") as caught:
         datasets.mnist(tmp_path)  # download=True: it must not be fetched over the user's file either
-    for part in (str(path), hashlib.sha256(idx_bytes(other)).hexdigest(), datasets._SHA256[MNIST_FILES[0]]):
+    for part in (str(path), hashlib.sha256(idx_bytes(other)).hexdigest(), files.SHA256[MNIST_FILES[0]]):
         assert part in str(caught.value)
     assert path.read_bytes() == before
 
@@ -483,7 +484,7 @@ class Server:
 @pytest.fixture
 def server(tiny, monkeypatch):
     local = Server()
-    monkeypatch.setattr(datasets, "_SOURCES", {"mnist": local.url, "frey": local.url})
+    monkeypatch.setattr(files, "SOURCES", {"mnist": local.url, "frey": local.url})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield local
     local.close()
@@ -567,7 +568,7 @@ def test_a_file_that_the_server_does_not_have(server, tmp_path):
 def test_no_network_is_a_file_not_found(server, tmp_path, monkeypatch):
     closed = Server()
     closed.close()  # nobody listens at this port any more
-    monkeypatch.setattr(datasets, "_SOURCES", {"mnist": closed.url, "frey": closed.url})
+    monkeypatch.setattr(files, "SOURCES", {"mnist": closed.url, "frey": closed.url})
     for name, file in (("mnist", MNIST_FILES[0]), ("frey", FREY_FILE)):
         with pytest.raises(FileNotFoundError) as caught:
             datasets.load(name, tmp_path)

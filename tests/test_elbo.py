@@ -23,8 +23,8 @@ from glmvae import (
     moments,
 )
 from glmvae import posterior as best_of_fit
-from glmvae.model import predictor_moments
 from glmvae.rows import as_rows
+from glmvae.variational import predictor_moments
 
 SEEDS = st.integers(0, 2**32 - 1)
 

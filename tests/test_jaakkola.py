@@ -10,7 +10,7 @@ from tables import all_refused
 
 from glmvae import Posterior, Rows, fit, moments, posterior, refine, tighten
 from glmvae.families import Bernoulli, Binomial, Gaussian, Mixed, NegativeBinomial, Poisson
-from glmvae.jaakkola import log_two_cosh, omega, require_tangent, tangent_terms
+from glmvae.tangents import log_two_cosh, omega, require_tangent, tangent_terms
 
 f64 = pytest.mark.float64
 

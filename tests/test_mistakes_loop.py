@@ -9,7 +9,8 @@ import pytest
 from mistaken import caught
 
 from glmvae import Affine, AffineModel, Objective, Rows, merge, moments, refine
-from glmvae.blocks import Block, Store, layout, per_row, sweep
+from glmvae.blocks import Block, Store, per_row, sweep
+from glmvae.cuts import layout
 from glmvae.sources import as_source
 
 pytestmark = pytest.mark.float64

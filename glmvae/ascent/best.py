@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from glmvae import _checks
+from glmvae import _settings
 from glmvae.ascent.posteriors import exact_steps, no_change, prior_like
 from glmvae.blocks import per_row
-from glmvae.model import Posterior, as_model, require_density
+from glmvae.model import as_model, require_density
 from glmvae.sources import as_source
+from glmvae.variational import Posterior
 
 
 def best_posterior(model: Any, x: ArrayLike, *, tolerance: float = 1e-6, max_steps: int = 100) -> Posterior:
@@ -30,7 +31,7 @@ def best_posterior(model: Any, x: ArrayLike, *, tolerance: float = 1e-6, max_ste
         max_steps: steps, at most.
 
     Returns:
-        :class:`~glmvae.model.Posterior`, means (N, kappa), covariances (N, kappa, kappa).
+        :class:`~glmvae.variational.Posterior`, means (N, kappa), covariances (N, kappa, kappa).
 
     Raises:
         ValueError, TypeError: no model; rows of another width, out of the support, or that do not bring the
@@ -49,8 +50,8 @@ def best_posterior(model: Any, x: ArrayLike, *, tolerance: float = 1e-6, max_ste
         >>> best_posterior(start, Rows(x, missing=hidden)).covariance.shape
         (200, 2, 2)
     """
-    _checks.positive(tolerance, "tolerance")
-    max_steps = _checks.integer(max_steps, "max_steps")
+    _settings.positive(tolerance, "tolerance")
+    max_steps = _settings.integer(max_steps, "max_steps")
     like, model = model, require_density(as_model(model))
     source = as_source(x, columns=model.loadings.shape[0], like=like)
     decoder, dtype = model.decoder, model.loadings.dtype

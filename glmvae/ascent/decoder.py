@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from glmvae.ascent.posteriors import Change, Sums
-from glmvae.model import Affine, Objective, upper_triangle
+from glmvae.model import Affine, Objective
+from glmvae.variational import upper_triangle
 
 # The root mean square by which a step may move the linear predictor of a column.
 _TRUST = 4.0

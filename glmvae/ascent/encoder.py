@@ -25,11 +25,12 @@ from glmvae.ascent.climb import Problem
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import total
 from glmvae.decomposition import one_thread
-from glmvae.model import Affine, Objective, Posterior, kl_of, predictor_moments
+from glmvae.model import Affine, Objective
 from glmvae.optimum import Encoder
 from glmvae.rows import Rows
 from glmvae.spectral import decompose
 from glmvae.statistics import moments
+from glmvae.variational import Posterior, kl_of, predictor_moments
 
 # Halvings of the slopes at the start, steps of L-BFGS, and those whose curvature it remembers.
 _HALVINGS = 5

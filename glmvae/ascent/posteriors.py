@@ -24,8 +24,9 @@ from glmvae import _checks
 from glmvae._numerics import symmetric_inverse
 from glmvae.ascent.terms import Terms, entry_terms, exact_terms
 from glmvae.blocks import Block, Store
-from glmvae.model import Affine, Objective, Posterior, fixed_predictor, gaussian_kl, upper_triangle
+from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows
+from glmvae.variational import Posterior, gaussian_kl, upper_triangle
 
 # The most cautious step is about 2^-_MOST long, beyond which a row is taken for done: from the prior a full step to a
 # count of 10^8 is 2^27 too long. What caution a step that succeeds takes away.

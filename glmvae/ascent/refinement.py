@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae._frames import names_for
 from glmvae._progress import bar
 from glmvae.ascent.climb import Climb, Problem
@@ -21,13 +21,13 @@ from glmvae.ascent.posteriors import entry_pass, exact_pass
 from glmvae.ascent.starts import best_start, first_look
 from glmvae.ascent.units import principal_axes, prune, wake
 from glmvae.elbo import mean_elbo
-from glmvae.jaakkola import require_tangent
 from glmvae.model import Affine, AffineModel, Objective, as_model
 from glmvae.quadratics import least_squares
 from glmvae.refined import RefinedOptimum
 from glmvae.rows import Rows
 from glmvae.sources import Source, as_source, brought_by
 from glmvae.statistics import Covariates, Moments, merge, moments
+from glmvae.tangents import require_tangent
 
 _BOUNDS = {"exact": exact_pass, "entry": entry_pass}
 # Times the tolerance: what may be left to gain, by its own prediction, when an ascent that stopped is not told of.
@@ -98,8 +98,8 @@ def refine(
     if method not in _BOUNDS:
         advice = "; one xi a column is `tighten`" if method == "column" else ""
         raise ValueError(f'method: expected "exact" or "entry", got {method!r}{advice}')
-    _checks.positive(tolerance, "tolerance")
-    max_rounds = _checks.integer(max_rounds, "max_rounds")
+    _settings.positive(tolerance, "tolerance")
+    max_rounds = _settings.integer(max_rounds, "max_rounds")
     _checks.on_host("refine", optimum=optimum, x=x)
     model = as_model(optimum, "optimum")
     if isinstance(x, Moments):
@@ -132,7 +132,7 @@ def _dispersion(optimum: Any, model: AffineModel, asked: Any) -> tuple[Objective
             raise ValueError(f"dispersion: {objective.family!r} does not leave one to estimate")
         free = True
     else:
-        phi = _checks.positive(asked, "dispersion", model.loadings.shape[0], dtype=model.loadings.dtype)
+        phi = _settings.positive(asked, "dispersion", model.loadings.shape[0], dtype=model.loadings.dtype)
         objective, free = model.with_dispersion(phi).objective, False
     if not np.all(np.asarray(objective.dispersion) > 0):
         raise ValueError("optimum: its dispersion is 0 (the data fill too few dimensions); give `dispersion=` a value")

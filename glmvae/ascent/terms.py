@@ -14,9 +14,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from glmvae.jaakkola import tangent_terms
 from glmvae.model import Objective
 from glmvae.rows import Rows, observed
+from glmvae.tangents import tangent_terms
 
 Terms = Callable[[Objective, Rows, Array, Array], tuple[Array, Array, Array]]
 

@@ -15,9 +15,10 @@ from glmvae.ascent.decoder import stacked, unstacked
 from glmvae.ascent.posteriors import PosteriorStore, RowPosteriors, unpacked
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import sweep
-from glmvae.model import Affine, Objective, Posterior, predictor_moments
+from glmvae.model import Affine, Objective
 from glmvae.rows import Rows
 from glmvae.spectral import decompose
+from glmvae.variational import Posterior, predictor_moments
 
 # A unit of less strength may be tried without.
 _WEAK = 0.1

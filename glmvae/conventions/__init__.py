@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae import _checks
+from glmvae import _settings
 from glmvae.conventions.presets import LOSS_PRESETS as LOSS_PRESETS
 from glmvae.conventions.presets import LossPreset as LossPreset
 from glmvae.diagnosis import Diagnosis, diagnose
@@ -128,8 +128,8 @@ def loss_convention(
     Source: (1) with the Gaussian and Bernoulli families written out.
     """
     _check_words(reconstruction, reduction, kl_reduction)
-    _checks.positive(reconstruction_weight, "reconstruction_weight")
-    _checks.positive(kl_weight, "kl_weight")
+    _settings.positive(reconstruction_weight, "reconstruction_weight")
+    _settings.positive(kl_weight, "kl_weight")
     if data is not None:
         if latent_dim is None:
             raise ValueError("latent_dim: expected an integer where data are given, got None")
@@ -181,7 +181,7 @@ def _factor(word: str, name: str, mean_over: str, counts: dict[str, Any], summed
 def _count(value: Any, name: str, why: str) -> int:
     if value is None:
         raise ValueError(f"{name}: expected an integer where {why}, got None")
-    return _checks.integer(value, name)
+    return _settings.integer(value, name)
 
 
 def _family_of(reconstruction: str, family: Family | None, dispersion: ArrayLike | None) -> tuple[Family, Any]:
@@ -190,7 +190,7 @@ def _family_of(reconstruction: str, family: Family | None, dispersion: ArrayLike
         if not isinstance(family, Family):
             raise ValueError(f'family: expected a family for "nll", got {family!r}')
         if dispersion is not None:
-            _checks.positive_each(dispersion, "dispersion")
+            _settings.positive_each(dispersion, "dispersion")
             return family, dispersion
         if family.fixed_dispersion is None and not (family.estimates_dispersion and family.is_quadratic):
             raise ValueError(f"dispersion: {family!r} needs one, got None")
@@ -203,7 +203,7 @@ def _family_of(reconstruction: str, family: Family | None, dispersion: ArrayLike
         return Bernoulli(), 1.0
     if dispersion is None:
         return Gaussian(), 0.5
-    _checks.positive(dispersion, "dispersion")
+    _settings.positive(dispersion, "dispersion")
     return Gaussian(), float(dispersion)  # type: ignore[arg-type]
 
 

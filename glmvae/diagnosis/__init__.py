@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae._frames import ColumnNames
 from glmvae.ascent import refine as refined_by_rows
 from glmvae.diagnosis.noise import directions_above_noise
@@ -104,15 +104,17 @@ def diagnose(
     brought = _brought(source)
     data = as_moments(x if source is None else source, family) if _has_closed_form(family, brought) else None
     columns = source.num_columns if data is None and source is not None else data.mean.shape[0]  # type: ignore[union-attr]
-    latent_dim = _checks.latent_dim(latent_dim, columns, least=0)
-    units = latent_dim if units is None else _checks.latent_dim(units, latent_dim, "units", of="latent units", least=0)
+    latent_dim = _settings.latent_dim(latent_dim, columns, least=0)
+    units = (
+        latent_dim if units is None else _settings.latent_dim(units, latent_dim, "units", of="latent units", least=0)
+    )
     known = max(latent_dim, _VECTORS)
     if source is not None and any(brought):
         null = null_of_rows(source, family, dispersion, known)
     else:
         null = null_of_moments(data, family, dispersion, known)  # type: ignore[arg-type]
     zero = None if data is None else spectrum_of(data, family, dispersion, "zero", known)
-    beta = _checks.positive(beta, "beta", dtype=null.spectrum.values.dtype)
+    beta = _settings.positive(beta, "beta", dtype=null.spectrum.values.dtype)
     at_null = optimum_at(null.spectrum, latent_dim, beta=beta)
     at_zero = None if zero is None else optimum_at(zero, latent_dim, beta=beta)
     start = at_zero if refine == "tighten" and at_zero is not None else at_null

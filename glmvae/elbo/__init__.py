@@ -23,24 +23,14 @@ from glmvae._numerics import symmetric_inverse
 from glmvae.blocks import common_dtype, per_row, total, traced
 from glmvae.expansion import Expansion, expand_rows, expansion_point, null_point
 from glmvae.families import Family
-from glmvae.model import (
-    AffineModel,
-    Posterior,
-    as_model,
-    as_posterior,
-    fixed_predictor,
-    kl_of,
-    predictor_moments,
-    require_density,
-    unchecked,
-    upper_triangle,
-)
+from glmvae.model import AffineModel, as_model, fixed_predictor, require_density, unchecked
 from glmvae.quadratics import expanded
 from glmvae.rows import Rows, observed, row_sum
 from glmvae.sources import Source, as_source, require_offset
 from glmvae.statistics import Moments, as_moments
 from glmvae.statistics.moment_checks import in_precision
 from glmvae.statistics.residuals import with_trials
+from glmvae.variational import Posterior, as_posterior, kl_of, predictor_moments, upper_triangle
 
 
 def elbo_exact(model: Any, x: Any, posterior: Posterior) -> Float[Array, " n"]:
@@ -162,7 +152,7 @@ def affine_posterior(model: Any, x: Any, *, expand_at: ArrayLike | str = "zero")
         model, x, expand_at: as in :func:`elbo_quadratic`.
 
     Returns:
-        A :class:`~glmvae.model.Posterior`, means (N, kappa); one covariance (1, kappa, kappa), or one a row where
+        A :class:`~glmvae.variational.Posterior`, means (N, kappa); one covariance (1, kappa, kappa), or one a row where
         trials or missing entries give each row its own G.
 
     Raises:

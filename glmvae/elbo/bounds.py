@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
 
@@ -116,7 +116,7 @@ def expected_remainder_bounds(
     Source: Corollary 1 ("the expected error" of figure 1).
     """
     values = _arguments(family, x, dispersion, mean=mean, variance=variance, expand_at=expand_at)
-    _checks.not_negative(values[3], "variance")
+    _settings.not_negative(values[3], "variance")
     return _expected_remainder(family, *values)
 
 
@@ -134,7 +134,7 @@ def _arguments(family: Any, x: Any, dispersion: Any, **named: Any) -> list[Any]:
     if family.has_remainder and family.remainder_depends_on_x and x is None:
         raise ValueError(f"x: the remainder of {family!r} depends on it, got None")
     values = {name: _checks.finite(_checks.numeric(value, name), name) for name, value in named.items()}
-    _checks.positive_each(dispersion, "dispersion")
+    _settings.positive_each(dispersion, "dispersion")
     values = {"dispersion": _checks.numeric(dispersion, "dispersion"), **values}
     if x is not None:
         family.validate(x)

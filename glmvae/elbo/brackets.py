@@ -27,8 +27,9 @@ from glmvae.elbo import affine_arguments
 from glmvae.expansion import working_weight
 from glmvae.families import Family
 from glmvae.families.softplus_calculus import sigmoid
-from glmvae.model import Affine, AffineModel, Posterior, as_posterior, gaussian_kl, predictor_moments
+from glmvae.model import Affine, AffineModel
 from glmvae.rows import Rows, observed
+from glmvae.variational import Posterior, as_posterior, gaussian_kl, predictor_moments
 
 # Rounding units allowed for in a term, those of ``Family.rounding_size`` too, beyond those of the sums that make it.
 _ROUNDING = 16

@@ -17,12 +17,13 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from glmvae import _checks
+from glmvae import _settings
 from glmvae._numerics import symmetric_inverse
 from glmvae.elbo.decoding import Decoder, decoded, decoder_arguments, expansion_point_in_z, per_row_of
 from glmvae.elbo.sampling import draw, log_prob_of, over_draws, rows_of, sampler
-from glmvae.model import Objective, Posterior, as_posterior, kl_of
+from glmvae.model import Objective
 from glmvae.rows import Rows
+from glmvae.variational import Posterior, as_posterior, kl_of
 
 
 def elbo_taylor(
@@ -94,7 +95,7 @@ def optimal_posterior(decoder: Decoder, x: Any, objective: Any, *, z0: ArrayLike
         z0: where to expand, (kappa,) or (N, kappa).
 
     Returns:
-        :class:`~glmvae.model.Posterior`, means (N, kappa), covariances (N, kappa, kappa).
+        :class:`~glmvae.variational.Posterior`, means (N, kappa), covariances (N, kappa, kappa).
 
     Raises:
         ValueError, TypeError: as :func:`elbo_taylor`.
@@ -181,10 +182,10 @@ def elbo_monte_carlo(
         >>> bool(abs(value[0] + jnp.exp(0.5)) < 5 * error[0])
         True
     """
-    key = _checks.prng_key(key, "key")
+    key = _settings.prng_key(key, "key")
     source, objective, units = decoder_arguments(decoder, x, objective)
     posterior = as_posterior(posterior, units, source.num_rows)
-    draws = np.arange(_checks.integer(num_samples, "num_samples"))
+    draws = np.arange(_settings.integer(num_samples, "num_samples"))
     given = (posterior, np.arange(posterior.mean.shape[0]))
     value, error = per_row_of(_monte_carlo, decoder, source, objective, posterior.mean, given, key, draws, width=1)
     if len(draws) == 1:  # the NaN is meant

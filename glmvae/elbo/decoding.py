@@ -16,7 +16,8 @@ import numpy as np
 from jax import Array
 
 from glmvae import _checks
-from glmvae.blocks import block_size, common_dtype, per_row
+from glmvae.blocks import common_dtype, per_row
+from glmvae.cuts import block_size
 from glmvae.families.checks import check_columns
 from glmvae.model import Affine, Objective, as_objective
 from glmvae.rows import Rows

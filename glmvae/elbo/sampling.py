@@ -16,8 +16,9 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae.model import Objective, Posterior
+from glmvae.model import Objective
 from glmvae.rows import Rows, row_sum
+from glmvae.variational import Posterior
 
 # Entries of the predictors that are drawn at once where a decoder runs eagerly.
 _ENTRIES = 420_000

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from glmvae import _checks, _frames
+from glmvae import _frames, _settings
 from glmvae._optional import optional
 from glmvae.ascent import best_posterior, refine
 from glmvae.elbo import elbo_exact
@@ -21,20 +21,18 @@ from glmvae.estimator.named_families import dispersion_of, family_of, is_never_n
 from glmvae.families import Family
 from glmvae.jaakkola import tighten
 from glmvae.likelihood import log_likelihood
-from glmvae.model import Posterior
 from glmvae.optimum import AffineOptimum, fit, posterior
 from glmvae.refined import RefinedOptimum
 from glmvae.rows import Rows, named
 from glmvae.sources import as_source, brought_by
 from glmvae.statistics import Moments, merge
+from glmvae.variational import Posterior
 
 _NEEDED_BY = "glmvae.estimator"
 _base: Any = optional("sklearn.base", _NEEDED_BY, "sklearn")
 _metaestimators: Any = optional("sklearn.utils.metaestimators", _NEEDED_BY, "sklearn")
 _validation: Any = optional("sklearn.utils.validation", _NEEDED_BY, "sklearn")
 
-_METHODS = ("closed-form", "tightened", "exact")
-_SCORINGS = ("elbo", "likelihood")
 _FLOATS = (np.float64, np.float32)
 
 
@@ -197,7 +195,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
     def score_samples(self, X: Any, *, offset: Any = None, covariates: Any = None, trials: Any = None) -> np.ndarray:
         """The ELBO of every row at beta = 1, or its log-likelihood, (N,), in nats."""
         _validation.check_is_fitted(self)
-        parts.check_word(self.scoring, _SCORINGS, "scoring")
+        parts.check_words(self.method, self.scoring, self.dispersion)
         rows: Any = as_source(self._rows(X, 1, False, offset, covariates, trials, None), like=self.optimum_)
         model = self.optimum_.model.with_beta(1.0)
         if self.scoring == "elbo":
@@ -229,7 +227,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
     ) -> np.ndarray:
         """Rows drawn from the model, (n_samples, d), with z from N(0, I)."""
         _validation.check_is_fitted(self)
-        n_samples = _checks.integer(n_samples, "n_samples")
+        n_samples = _settings.integer(n_samples, "n_samples")
         of_z, of_x = jax.random.split(self._key(random_state))
         z = jax.random.normal(of_z, (n_samples, self._n_features_out), self.components_.dtype)
         brought = {"offset": offset, "covariates": covariates, "trials": trials}
@@ -249,27 +247,18 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
 
     def _start(self, X: Any, least: int, reset: bool, *brought: Any) -> Any:
         """The rows to fit, with all parameters checked."""
-        parts.check_word(self.method, _METHODS, "method")
-        parts.check_word(self.scoring, _SCORINGS, "scoring")
-        if isinstance(self.dispersion, str) and (self.dispersion, self.method) != ("estimate", "exact"):
-            raise ValueError(f'dispersion: expected a number, or "estimate" with "exact", got {self.dispersion!r}')
+        parts.check_words(self.method, self.scoring, self.dispersion)
         rows = self._rows(X, least, reset, *brought)
         self.family_: Family = family_of(self.family, rows.num_columns, rows.column_names)
-        _checks.latent_dim(self.n_components, rows.num_columns, "n_components", least=0)
+        _settings.latent_dim(self.n_components, rows.num_columns, "n_components", least=0)
         return rows
 
     def _rows(
         self, X: Any, least: int, reset: bool, offset: Any, covariates: Any, trials: Any, sample_weight: Any
     ) -> Any:
         """Rows as the library has them, looked at as scikit-learn does it."""
-        if isinstance(X, Rows):
-            raise TypeError("X: expected a table, got Rows; an offset, covariates and trials are arguments beside X")
-        if _frames.is_table(X):
-            _frames.values_of(X, "X")  # what is no number is named by its column
-        if isinstance(X, np.ma.MaskedArray):
-            X = np.ma.filled(X.astype(np.float64), np.nan)
         options = {"dtype": _FLOATS, "ensure_all_finite": "allow-nan", "ensure_min_samples": least}
-        x = _validation.validate_data(self, X, reset=reset, **options)
+        x = _validation.validate_data(self, parts.entering(X), reset=reset, **options)
         names = getattr(self, "feature_names_in_", None)
         missing = parts.missing_of(x, names, allowed=self.method == "exact")
         if is_never_negative(self.family):
@@ -287,10 +276,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         return {"tolerance": self.tolerance, "max_rounds": self.max_rounds}
 
     def _closed_form(self, data: Rows | Moments) -> AffineOptimum:
-        phi: Any = self.dispersion
-        if isinstance(phi, str):
-            phi = None if self.family_.is_quadratic else 1.0
-        phi = dispersion_of(self.family_, phi)
+        phi = dispersion_of(self.family_, self.dispersion)
         return fit(data, self.family_, self.n_components, beta=self.beta, dispersion=phi, expand_at=self.expand_at)
 
     def _from_moments(self, data: Moments, rows: Rows | None) -> AffineOptimum | RefinedOptimum:

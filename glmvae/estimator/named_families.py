@@ -50,8 +50,13 @@ def family_of(value: Any, columns: int, names: tuple[str, ...] | None) -> Family
     return Mixed([(_member(family), group) for (family, _), group in zip(pairs, groups, strict=True)])
 
 
-def dispersion_of(family: Family, dispersion: ArrayLike | None) -> ArrayLike | None:
-    """A scalar, where only some columns leave their dispersion open, is for these alone; all else as it is."""
+def dispersion_of(family: Family, dispersion: ArrayLike | str | None) -> ArrayLike | None:
+    """A scalar, where only some columns leave their dispersion open, is for these alone; all else as it is.
+
+    One to be estimated starts as ``fit`` has it, or at 1.
+    """
+    if isinstance(dispersion, str):
+        dispersion = None if family.is_quadratic else 1.0
     if dispersion is None or np.ndim(dispersion) or family.columns is None:
         return dispersion
     fixed = np.array([family.of_column(column).fixed_dispersion is not None for column in range(family.columns)])

@@ -13,16 +13,39 @@ from glmvae.families import Family
 from glmvae.rows import Rows, named
 from glmvae.statistics import Moments, moments
 
+_METHODS = ("closed-form", "tightened", "exact")
+_SCORINGS = ("elbo", "likelihood")
 
-def check_word(value: Any, words: tuple[str, ...], name: str) -> None:
-    """One of several words.
+
+def check_words(method: Any, scoring: Any, dispersion: Any) -> None:
+    """Those that the estimator knows.
 
     Raises:
-        ValueError: another.
+        ValueError: others.
     """
+    _check_word(method, _METHODS, "method")
+    _check_word(scoring, _SCORINGS, "scoring")
+    if isinstance(dispersion, str) and (dispersion, method) != ("estimate", "exact"):
+        raise ValueError(f'dispersion: expected a number, or "estimate" with "exact", got {dispersion!r}')
+
+
+def _check_word(value: Any, words: tuple[str, ...], name: str) -> None:
     if not (isinstance(value, str) and value in words):
         listed = ", ".join(f'"{word}"' for word in words)
         raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
+
+
+def entering(X: Any) -> Any:
+    """A table as it is, its columns looked at; what an array masks is NaN.
+
+    Raises:
+        TypeError: Rows; a column that holds no numbers.
+    """
+    if isinstance(X, Rows):
+        raise TypeError("X: expected a table, got Rows; an offset, covariates and trials are arguments beside X")
+    if _frames.is_table(X):
+        _frames.values_of(X, "X")  # what is no number is named by its column
+    return np.ma.filled(X.astype(np.float64), np.nan) if isinstance(X, np.ma.MaskedArray) else X
 
 
 def check_not_negative(x: np.ndarray, column_names: Any) -> None:

@@ -15,14 +15,14 @@ theta = rho eta (10): ``Bernoulli(activation_scale=2.0)`` has the mean (tanh(eta
 """
 
 from glmvae.families.base import Family as Family
-from glmvae.families.base import Logistic as Logistic
 from glmvae.families.custom import CustomFamily as CustomFamily
-from glmvae.families.exponential import Exponential as Exponential
-from glmvae.families.exponential import Gamma as Gamma
-from glmvae.families.exponential import Gaussian as Gaussian
-from glmvae.families.exponential import Poisson as Poisson
+from glmvae.families.gamma import Exponential as Exponential
+from glmvae.families.gamma import Gamma as Gamma
+from glmvae.families.gaussian import Gaussian as Gaussian
 from glmvae.families.logistic import Bernoulli as Bernoulli
 from glmvae.families.logistic import Binomial as Binomial
 from glmvae.families.logistic import NegativeBinomial as NegativeBinomial
 from glmvae.families.mixed import Mixed as Mixed
+from glmvae.families.poisson import Poisson as Poisson
+from glmvae.families.scale import Logistic as Logistic
 from glmvae.families.support import Support as Support

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +17,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.families.calculus import derivative, inverse_of_mean, terms_by_quadrature
-from glmvae.families.scale import apply_scale, as_floats, at_scale_one
+from glmvae.families.scale import Logistic, apply_scale, as_floats, at_scale_one
 from glmvae.families.support import Support, of_rank, refuse_value
 from glmvae.families.trees import is_same, register
 
 if TYPE_CHECKING:
     from glmvae.rows import Rows
-
-
-class Logistic(NamedTuple):
-    """log p = (slope t - trials softplus(t)) / phi + K(x, phi), with t = scale eta."""
-
-    slope: Array
-    trials: Array
-    scale: ArrayLike = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -69,7 +61,7 @@ class Family:
         register(cls)
 
     def __post_init__(self) -> None:
-        _checks.nonzero_scalar(self.activation_scale, "activation_scale")
+        _settings.nonzero_scalar(self.activation_scale, "activation_scale")
 
     # What it is for -----------------------------------------------------------------------------------------
 

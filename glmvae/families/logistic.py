@@ -19,10 +19,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.families import remainders, samplers, special
-from glmvae.families.base import Family, Logistic
+from glmvae.families.base import Family
 from glmvae.families.logistic_expectation import Kind, at_mean, logistic_terms, many
+from glmvae.families.scale import Logistic
 from glmvae.families.softplus_calculus import sigmoid, softplus, softplus_derivative
 from glmvae.families.support import Support, of_rank
 from glmvae.families.trees import replaced
@@ -114,7 +115,7 @@ class Binomial(LogisticFamily):
                 f"trials: expected a scalar or one a column, got shape {np.shape(self.trials)}; trials an entry travel "
                 "with their rows, as Binomial(None) and Rows(x, trials=...)"
             )
-        _checks.at_least(self.trials, 1.0, "trials")
+        _settings.at_least(self.trials, 1.0, "trials")
         if isinstance(self.trials, list | tuple):
             object.__setattr__(self, "trials", np.asarray(self.trials))
         if _checks.concrete(self.trials):
@@ -228,13 +229,13 @@ class NegativeBinomial(LogisticFamily):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.positive_each(self.size, "size")
+        _settings.positive_each(self.size, "size")
         if isinstance(self.size, list | tuple):
             object.__setattr__(self, "size", np.asarray(self.size))
 
     @property
     def columns(self) -> int | None:
-        return _checks.length(self.size)
+        return _settings.length(self.size)
 
     def of_column(self, column: int) -> Family:
         return self if self.columns is None else replaced(self, size=np.asarray(self.size)[column])

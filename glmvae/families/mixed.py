@@ -14,7 +14,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from glmvae import _checks
-from glmvae.families.base import Family, Logistic
+from glmvae.families.base import Family
+from glmvae.families.groups import check_cover, group_of, index_of, shown
+from glmvae.families.scale import Logistic
 from glmvae.families.support import Support
 from glmvae.families.trees import replaced
 
@@ -67,7 +69,7 @@ class Mixed(Family):
             family, columns = member
             if not isinstance(family, Family):
                 raise TypeError(f"members: expected a family first, got {family!r} at [{i}]")
-            group = _group(columns, f"columns of members[{i}]")
+            group = group_of(columns, f"columns of members[{i}]")
             if family.columns not in (None, len(group)):
                 raise ValueError(
                     f"columns of members[{i}]: expected {family.columns}, the number {family!r} is for, "
@@ -75,7 +77,7 @@ class Mixed(Family):
                 )
             families.append(family)
             groups.append(group)
-        _check_cover(groups)
+        check_cover(groups)
         object.__setattr__(self, "families", tuple(families))
         object.__setattr__(self, "groups", tuple(groups))
         object.__setattr__(self, "activation_scale", 1.0)
@@ -113,8 +115,8 @@ class Mixed(Family):
             raise ValueError(f"expected {self.columns} columns, the number {self!r} is for, got shape {shape}")
         if _checks.concrete(values):  # NumPy compiles nothing
             host = np.asarray(values, jnp.result_type(values))
-            return [jax.device_put(host[..., _index(group)]) for group in self.groups]
-        return [jnp.asarray(values)[..., _index(group)] for group in self.groups]
+            return [jax.device_put(host[..., index_of(group)]) for group in self.groups]
+        return [jnp.asarray(values)[..., index_of(group)] for group in self.groups]
 
     def join(self, parts: Sequence[ArrayLike]) -> Array:
         """The inverse of :meth:`split`, (..., d); a scalar is for all columns of its member."""
@@ -269,41 +271,5 @@ class Mixed(Family):
         return self.join([family.sample(k, e, phi) for family, k, e, phi in parts])
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"({f!r}, {_shown(g)})" for f, g in zip(self.families, self.groups, strict=True))
-        return f"Mixed([{shown}])"
-
-
-def _group(columns: Any, name: str) -> tuple[int, ...]:
-    if isinstance(columns, slice):
-        if columns.stop is None or any(v is not None and v < 0 for v in (columns.start, columns.stop)):
-            raise ValueError(f"{name}: expected a slice with a stop and nothing negative, got {columns}")
-        columns = np.arange(columns.stop)[columns]
-    array = np.asarray(columns)
-    if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
-    if array.ndim != 1 or not array.size:
-        raise ValueError(f"{name}: expected a list of at least one column, got shape {array.shape}")
-    if array.min() < 0:
-        raise ValueError(f"{name}: expected columns from 0, got {array.min()} at [{array.argmin()}]")
-    return tuple(array.tolist())
-
-
-def _index(group: tuple[int, ...]) -> slice | np.ndarray:
-    """The group as an index; a slice where it is a run, which is cheaper."""
-    run = group == tuple(range(group[0], group[-1] + 1))
-    return slice(group[0], group[-1] + 1) if run else np.array(group)
-
-
-def _check_cover(groups: list[tuple[int, ...]]) -> None:
-    if not groups:
-        raise ValueError("members: expected at least one pair (family, columns), got none")
-    counts = np.bincount([column for group in groups for column in group])
-    if counts.max() > 1:
-        raise ValueError(f"members: expected every column once, got column {np.argmax(counts > 1)} more than once")
-    if counts.min() < 1:
-        raise ValueError(f"members: expected columns 0 to {counts.size - 1}, got none for column {np.argmin(counts)}")
-
-
-def _shown(group: tuple[int, ...]) -> str:
-    index = _index(group)
-    return f"slice({index.start}, {index.stop})" if isinstance(index, slice) and len(group) > 3 else str(list(group))
+        members = ", ".join(f"({f!r}, {shown(g)})" for f, g in zip(self.families, self.groups, strict=True))
+        return f"Mixed([{members}])"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -20,6 +20,14 @@ from jax.typing import ArrayLike
 
 from glmvae.families.support import of_rank
 from glmvae.families.trees import replaced
+
+
+class Logistic(NamedTuple):
+    """log p = (slope t - trials softplus(t)) / phi + K(x, phi), with t = scale eta."""
+
+    slope: Array
+    trials: Array
+    scale: ArrayLike = 1.0
 
 
 def as_floats(*values: ArrayLike) -> list[Array]:

@@ -23,13 +23,14 @@ from jaxtyping import Float
 
 from glmvae.blocks import total
 from glmvae.families import Family
-from glmvae.model import Objective, gaussian_kl
+from glmvae.model import Objective
 from glmvae.nets.autoencoder import VAE as VAE
 from glmvae.nets.layers import encoder_inputs
 from glmvae.rows import Rows, observed
 from glmvae.sources import as_source
 from glmvae.statistics import Moments
 from glmvae.statistics.residuals import encoder_shift
+from glmvae.variational import gaussian_kl
 
 
 def deep(

@@ -11,21 +11,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae._lost_digits import warn_of_lost_digits
 from glmvae.blocks import as_dtype, per_row
 from glmvae.families import Family
-from glmvae.families.checks import check_columns
-from glmvae.model import Affine, AffineModel, Objective, Posterior, as_objective
+from glmvae.model import Affine, AffineModel, Objective
+from glmvae.nets.arguments import float_dtype, objective_for, scaling, widths
 from glmvae.nets.layers import MOST, MOST_STANDARDISED, affine, bounded, encoder_inputs, eye, he_kernels, standardised
 from glmvae.rows import Rows
 from glmvae.sources import Source, as_source
+from glmvae.variational import Posterior
 
 
 class VAE(nnx.Module):
@@ -64,16 +64,16 @@ class VAE(nnx.Module):
         skip: bool = False,
         dtype: DTypeLike | None = None,
     ) -> None:
-        key = _checks.prng_key(key, "key")
-        self.columns = _checks.integer(columns, "columns")
-        self.latent_dim = _checks.latent_dim(latent_dim, self.columns)
-        self.encoder_widths = _widths(encoder_widths, "encoder_widths")
-        self.decoder_widths = _widths(decoder_widths, "decoder_widths")
+        key = _settings.prng_key(key, "key")
+        self.columns = _settings.integer(columns, "columns")
+        self.latent_dim = _settings.latent_dim(latent_dim, self.columns)
+        self.encoder_widths = widths(encoder_widths, "encoder_widths")
+        self.decoder_widths = widths(decoder_widths, "decoder_widths")
         self.full_covariance = bool(full_covariance)
         self.skip = bool(skip)
-        self.dtype = _float_dtype(dtype)
-        self.objective = nnx.data(_objective(objective, self.columns, self.dtype))
-        self.standardise = nnx.data(_standardise(standardise, self.columns, self.dtype))
+        self.dtype = float_dtype(dtype)
+        self.objective = nnx.data(objective_for(objective, self.columns, self.dtype))
+        self.standardise = nnx.data(scaling(standardise, self.columns, self.dtype))
 
         k, depth = self.latent_dim, len(self.encoder_widths)
         into, out = (self.columns, *self.encoder_widths), (k, *self.decoder_widths)
@@ -109,7 +109,7 @@ class VAE(nnx.Module):
     def with_objective(self, objective: Objective | Family) -> VAE:
         """A net with the same weights (a copy) for another objective, checked."""
         vae = jax.tree.map(lambda leaf: leaf, self)
-        vae.objective = nnx.data(_objective(objective, self.columns, self.dtype))
+        vae.objective = nnx.data(objective_for(objective, self.columns, self.dtype))
         return vae
 
     def with_beta(self, beta: ArrayLike) -> VAE:
@@ -206,7 +206,7 @@ class VAE(nnx.Module):
             x: data, (N, d), :class:`~glmvae.rows.Rows` or a :class:`~glmvae.sources.Source`.
 
         Returns:
-            :class:`~glmvae.model.Posterior`, means (N, kappa), covariances (N, kappa, kappa).
+            :class:`~glmvae.variational.Posterior`, means (N, kappa), covariances (N, kappa, kappa).
 
         Raises:
             ValueError: another number of columns or of dimensions, NaN or infinity, values out of the support,
@@ -246,48 +246,6 @@ def rows_for(vae: VAE, x: Any, name: str = "x") -> Source:
         return source
     warn_of_lost_digits(source.rows.x, vae.dtype, name, ", the precision of the net")
     return as_source(source.rows.map(lambda leaf: leaf if leaf.dtype == bool else leaf.astype(vae.dtype)))
-
-
-# Arguments ------------------------------------------------------------------------------------------------
-
-
-def _widths(value: Any, name: str) -> tuple[int, ...]:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise TypeError(f"{name}: expected a sequence of integers such as (100,), got {value!r}")
-    return tuple(_checks.integer(width, name) for width in value)
-
-
-def _float_dtype(dtype: Any) -> np.dtype:
-    if dtype is None:
-        return np.dtype(jnp.result_type(float))
-    try:
-        wanted = np.dtype(dtype)
-    except TypeError as error:
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
-    if wanted not in (np.dtype("float32"), np.dtype("float64")):
-        raise ValueError(f"dtype: expected float32 or float64, got {wanted}")
-    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
-        raise ValueError("dtype: float64 needs jax.config.update('jax_enable_x64', True), which is off")
-    return wanted
-
-
-def _objective(value: Any, columns: int, dtype: np.dtype) -> Objective:
-    """The objective, in the precision of the net."""
-    objective = as_objective(value)
-    check_columns(columns, objective.family, "columns")
-    if jnp.ndim(objective.dispersion) and jnp.shape(objective.dispersion) != (columns,):
-        raise ValueError(f"dispersion: expected a scalar or shape ({columns},), got {jnp.shape(objective.dispersion)}")
-    return as_dtype(objective, dtype)
-
-
-def _standardise(value: Any, columns: int, dtype: np.dtype) -> tuple[Array, Array] | None:
-    if value is None:
-        return None
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise TypeError(f"standardise: expected (mean, sd), see nets.standardisation, got {type(value).__name__}")
-    mean, deviation = (_checks.vector(part, f"standardise[{i}]", columns) for i, part in enumerate(value))
-    _checks.positive(deviation, "standardise[1]", columns)
-    return jnp.asarray(mean, dtype), jnp.asarray(deviation, dtype)
 
 
 def as_vae(value: Any, name: str = "vae") -> VAE:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glmvae import _checks
+from glmvae import _settings
 from glmvae._optional import optional
 from glmvae.diagnosis.report import Diagnosis
 from glmvae.plots.figures import new_axes, require
@@ -41,7 +41,7 @@ def spectrum(optimum: Any, *, most: int = 50, ax: Axes | None = None) -> Axes:
         >>> from glmvae import plots
         >>> plots.spectrum(diagnose(x, family, 16))  # doctest: +SKIP
     """
-    most = _checks.integer(most, "most")
+    most = _settings.integer(most, "most")
     if isinstance(optimum, Diagnosis):
         return _spectra(optimum, most, new_axes(ax))
     parts = all(hasattr(optimum, name) for name in ("eigenvalues", "beta", "loadings"))

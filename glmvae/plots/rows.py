@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from glmvae import _checks
+from glmvae import _settings
 from glmvae._optional import optional
 from glmvae.ascent import best_posterior
 from glmvae.factors import explained_variance
@@ -54,12 +54,12 @@ def reconstructions(
         >>> plots.reconstructions({"data": x, "net": mean}, (28, 20))  # doctest: +SKIP
     """
     require(isinstance(rows, Mapping), "rows", 'a mapping such as {"data": x}', rows)
-    most = _checks.integer(most, "most")
+    most = _settings.integer(most, "most")
     arrays = {label: numbers(value, f"rows[{label!r}]")[:most] for label, value in rows.items()}
     shapes = {value.shape for value in arrays.values()}
     pair = isinstance(image_shape, tuple | list) and len(image_shape) == 2
     require(pair, "image_shape", "(height, width)", image_shape)
-    height, width = (_checks.integer(length, "image_shape") for length in image_shape)
+    height, width = (_settings.integer(length, "image_shape") for length in image_shape)
     if len(shapes) != 1 or (shape := shapes.pop())[1:] != (height * width,):
         raise ValueError(
             f"rows: expected arrays of one shape (n, {height * width}), got {[*map(np.shape, rows.values())]}"
@@ -102,7 +102,7 @@ def latent_scatter(
     points = numbers(mean, "mean")
     pair = isinstance(units, tuple | list) and len(units) == 2
     require(pair, "units", "a pair of integers such as (0, 1)", units)
-    first, second = units = tuple(_checks.integer(unit, "units", least=0) for unit in units)
+    first, second = units = tuple(_settings.integer(unit, "units", least=0) for unit in units)
     if points.ndim != 2 or not 0 <= min(units) <= max(units) < points.shape[1]:
         raise ValueError(f"mean: expected shape (N, kappa) with units {units}, got shape {points.shape}")
     if labels is not None and np.shape(labels) != points.shape[:1]:
@@ -162,7 +162,7 @@ def biplot(
         >>> plots.biplot(optimum, table)  # doctest: +SKIP
     """
     model = as_model(optimum, "optimum")
-    most = _checks.integer(most, "most", least=0)
+    most = _settings.integer(most, "most", least=0)
     given: Any = getattr(as_source(x, like=optimum), "column_names", None) or getattr(optimum, "column_names", None)
     loadings = np.asarray(model.loadings, float)
     shown = [str(name) for name in (range(len(loadings)) if given is None else given)] if names is None else [*names]

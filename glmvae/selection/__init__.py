@@ -18,13 +18,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae._progress import bar
 from glmvae.ascent import refine
 from glmvae.blocks import total
 from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
-from glmvae.jaakkola import require_tangent, tighten
+from glmvae.jaakkola import tighten
 from glmvae.model import Affine, AffineModel, Objective
 from glmvae.optimum import optimum_at
 from glmvae.rows import Rows
@@ -35,6 +35,7 @@ from glmvae.selection.selected import table_of
 from glmvae.sources import as_source
 from glmvae.spectral import dispersion_of, spectrum_of
 from glmvae.statistics import Moments, merge, moments
+from glmvae.tangents import require_tangent
 
 _METHODS = ("closed-form", "tightened", "exact", "entry")
 _METRICS = ("elbo", "log_likelihood")
@@ -112,9 +113,9 @@ def select(
     """
     grid = _Grid(x, family, latent_dims, betas, dispersion)
     by_entry = _check_words(holdout, method, metric, family)
-    folds = _checks.integer(folds, "folds", least=2)
-    seed = _checks.integer(seed, "seed", least=0)
-    _checks.positive(tolerance, "tolerance")
+    folds = _settings.integer(folds, "folds", least=2)
+    seed = _settings.integer(seed, "seed", least=0)
+    _settings.positive(tolerance, "tolerance")
     metric = metric or ("log_likelihood" if by_entry else "elbo")
     split = entries_without if by_entry else rows_without
     parts: list[Moments] = []
@@ -154,12 +155,12 @@ class _Grid:
         self.rows, self.family, self.dtype = source.rows, family, source.dtype
         if isinstance(latent_dims, int | np.integer | str) or not np.iterable(latent_dims):
             raise TypeError(f"latent_dims: expected a list such as range(1, 8), got {latent_dims!r}")
-        units = [_checks.latent_dim(k, source.num_columns, "latent_dims", least=0) for k in latent_dims]
+        units = [_settings.latent_dim(k, source.num_columns, "latent_dims", least=0) for k in latent_dims]
         if not units:
             raise ValueError("latent_dims: expected at least one number")
         if np.ndim(betas) != 1 or not np.size(betas):
             raise ValueError(f"betas: expected a vector, got shape {np.shape(betas)}")
-        _checks.positive(_checks.array(betas, "betas"), "betas", vector=True)
+        _settings.positive(_checks.array(betas, "betas"), "betas", vector=True)
         values = np.asarray(betas, np.float64)
         self.points = [Choice(k, beta) for k in sorted({*units}) for beta in sorted({*values.tolist()})]
         self.most = max(units)

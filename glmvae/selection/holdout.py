@@ -18,10 +18,11 @@ from glmvae.ascent import best_posterior
 from glmvae.blocks import per_row
 from glmvae.elbo import elbo_exact
 from glmvae.likelihood import log_likelihood
-from glmvae.model import Affine, AffineModel, Posterior, predictor_moments
+from glmvae.model import Affine, AffineModel
 from glmvae.rows import Rows, row_sum
 from glmvae.selection.predictive import log_predictive
 from glmvae.sources import RowsSource
+from glmvae.variational import Posterior, predictor_moments
 
 _DRAWS = 100
 

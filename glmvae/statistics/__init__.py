@@ -21,7 +21,8 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae.blocks import block_size, total
+from glmvae.blocks import total
+from glmvae.cuts import block_size
 from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
 from glmvae.sources import as_source

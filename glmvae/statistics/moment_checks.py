@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from glmvae import _checks
+from glmvae import _checks, _settings
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 
@@ -81,7 +81,7 @@ def check_parts(data: Moments, name: str) -> dict[str, Any]:
         raise ValueError(f"{name}.mean: expected shape (d,), got shape {mean.shape}")
     d, dtype = mean.shape[0], mean.dtype
     parts: dict[str, Any] = {
-        "count": _checks.positive(data.count, f"{name}.count", dtype=dtype),
+        "count": _settings.positive(data.count, f"{name}.count", dtype=dtype),
         "mean": _checks.finite(mean, f"{name}.mean"),
         "covariance": _covariance(data.covariance, f"{name}.covariance", d, dtype),
     }

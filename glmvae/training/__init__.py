@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from glmvae import _checkpoint, _checks, _files
+from glmvae import _checkpoint, _files, _settings
 from glmvae._fingerprint import of_arrays, of_program, versions
 from glmvae.model import Objective, unchecked
 from glmvae.monitor import evaluate
@@ -120,13 +120,13 @@ def train(
         >>> run.losses.shape, run.evaluations.step.tolist()
         ((20,), [0, 10, 20])
     """
-    key, vae = _checks.prng_key(key, "key"), as_vae(vae)
+    key, vae = _settings.prng_key(key, "key"), as_vae(vae)
     rows = prepared(x, vae, "x")
     tests = None if test is None else prepared(test, vae, "test")
-    steps, chunk_size = (_checks.integer(v, n) for v, n in ((steps, "steps"), (chunk_size, "chunk_size")))
-    every = None if evaluate_every is None else _checks.integer(evaluate_every, "evaluate_every")
-    batch_size = _checks.latent_dim(batch_size, rows.num_rows, "batch_size", of="rows")
-    num_samples = _checks.integer(num_samples, "num_samples")
+    steps, chunk_size = (_settings.integer(v, n) for v, n in ((steps, "steps"), (chunk_size, "chunk_size")))
+    every = None if evaluate_every is None else _settings.integer(evaluate_every, "evaluate_every")
+    batch_size = _settings.latent_dim(batch_size, rows.num_rows, "batch_size", of="rows")
+    num_samples = _settings.integer(num_samples, "num_samples")
     check_callbacks(callbacks)
     parameters, structure, task = task_of(key, vae, rows, learn_dispersion)
     memory = first_memory(optimizer, parameters)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from glmvae import _checks
+from glmvae import _settings
 from glmvae._optional import optional
 from glmvae.training.runs import Run
 
@@ -30,7 +30,7 @@ def progress_bar(steps: int) -> Callback:
         >>> from glmvae import training
         >>> callbacks = [training.progress_bar(2000), training.early_stop(10)]
     """
-    steps = _checks.integer(steps, "steps")
+    steps = _settings.integer(steps, "steps")
     bar = optional("tqdm", "progress_bar").tqdm(total=steps, unit="step")
 
     def show(run: Run) -> None:
@@ -59,7 +59,7 @@ def early_stop(patience: int) -> Callback:
         >>> from glmvae import training
         >>> stop = training.early_stop(5)
     """
-    patience = _checks.integer(patience, "patience")
+    patience = _settings.integer(patience, "patience")
 
     def stop(run: Run) -> bool:
         elbo, beta = _watched(run), np.asarray(run.evaluations.beta)

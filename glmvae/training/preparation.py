@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from glmvae import _checks
+from glmvae import _settings
 from glmvae.blocks import sweep
 from glmvae.monitor import Evaluation
 from glmvae.nets.autoencoder import VAE, rows_for
@@ -49,8 +49,8 @@ def _nothing(rows: Rows, _: None) -> tuple[None, None]:
 def task_of(key: Array, vae: VAE, rows: Rows, learn_dispersion: bool) -> tuple[dict[str, Any], Any, Task]:
     """What is trained, the structure of the net, and what its steps have in common."""
     objective, family = vae.objective, vae.family
-    _checks.positive(objective.beta, "beta")
-    _checks.positive(objective.dispersion, "dispersion", vae.columns)
+    _settings.positive(objective.beta, "beta")
+    _settings.positive(objective.dispersion, "dispersion", vae.columns)
     structure, net, rest = nnx.split(vae, nnx.Param, ...)  # type: ignore[misc]
     parameters, phi, free = {"net": net}, jnp.asarray(objective.dispersion, vae.dtype), None
     if learn_dispersion:
