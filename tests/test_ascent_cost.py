@@ -11,7 +11,7 @@ from glmvae import Affine, AffineModel, Rows, best_posterior, elbo_exact, fit, r
 from glmvae.ascent.climb import Problem, at_decoder
 from glmvae.ascent.posteriors import PosteriorStore, exact_pass
 from glmvae.cuts import block_size
-from glmvae.families import Bernoulli
+from glmvae.families import Bernoulli, Poisson
 from glmvae.sources import as_source
 
 pytestmark = pytest.mark.any_precision
@@ -53,7 +53,7 @@ def test_one_row_and_seven_after_the_first_without_a_compilation():
 def test_a_run_over_more_rows_holds_no_more_than_their_posteriors():
     """From batches that nobody keeps: two copies of mean, covariance, log-determinant and caution, in single."""
     columns = Measured.num_columns
-    model = AffineModel(Affine(0.1 * np.ones((columns, K), "float32"), np.zeros(columns, "float32")), Bernoulli())
+    model = AffineModel(Affine(0.1 * np.ones((columns, K), "float32"), np.zeros(columns, "float32")), Poisson())
 
     def run(source):
         store = PosteriorStore(model.decoder)
@@ -71,7 +71,7 @@ def test_a_run_over_more_rows_holds_no_more_than_their_posteriors():
 
 def test_scores_of_more_rows_hold_no_more_than_themselves():
     columns = Measured.num_columns
-    model = AffineModel(Affine(0.1 * np.ones((columns, K), "float32"), np.zeros(columns, "float32")), Bernoulli())
+    model = AffineModel(Affine(0.1 * np.ones((columns, K), "float32"), np.zeros(columns, "float32")), Poisson())
 
     def run(source):
         return elbo_exact(model, source, best_posterior(model, source, max_steps=1))
