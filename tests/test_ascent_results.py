@@ -162,3 +162,16 @@ def test_float32_rows_are_climbed_in_float32_while_x64_is_on():
     assert {a.dtype.name for a in best_posterior(r, c.x)} == {"float32"}
     # and float64 rows meet a float32 optimum in float64 posteriors: never a mixture
     assert {a.dtype.name for a in best_posterior(r, case("poisson").x)} == {"float64"}
+
+
+@pytest.mark.parametrize("level", [1e6, 1e7])
+def test_large_counts_have_their_optimum_in_float32_too(level):
+    """W' diag(w) W is up to 60 times what leaves I a digit beside it; units apart keep theirs."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(level * np.exp(rng.normal(size=(60, 2)) @ rng.normal(size=(2, 6)) / 2)).astype("float64")
+    single, double = (refine(fit(rows, Poisson(), 2, expand_at="null"), rows) for rows in (x.astype("float32"), x))
+    assert single.elbo.dtype == np.float32
+    # rounding: eta = 16 is held to 1e-6, so a mean of 1e7 to 10, beside a standard deviation of 3e3
+    assert abs(float(single.elbo) - float(double.elbo)) < 1e-2
+    wide = double.posterior._replace(covariance=12 * double.posterior.covariance)
+    assert elbo_exact(double, x, wide).mean() < double.elbo - 5  # what a posterior that is too wide loses

@@ -32,8 +32,10 @@ from glmvae.variational import Posterior, gaussian_kl, upper_triangle
 # count of 10^8 is 2^27 too long. What caution a step that succeeds takes away.
 _MOST = 30.0
 _RELIEF = 0.25
-# Times 1 / eps: the largest trace of W' diag(w) W / beta, beyond which no Cholesky factor of a posterior is left.
+# Times 1 / eps: the trace of W' diag(w) W / beta beyond which I is lost beside it, and with I the Cholesky factor of
+# units that go together: there they are held apart, by so many rounding units times their number.
 _WIDEST = 0.1
+_APART = 4
 # Rounding units of a row's ELBO by which it may seem to fall.
 _ROUNDING = 16
 
@@ -273,10 +275,12 @@ def _step(decoder: Affine, beta: Array, known: _Known) -> RowPosteriors:
     first, second, where = upper_triangle(size)
     diagonal = np.flatnonzero(first == second)
     packed = (known.weight / beta) @ (loadings[:, first] * loadings[:, second])
-    most = _WIDEST / jnp.finfo(packed.dtype).eps
-    share = most / jnp.maximum(jnp.sum(packed[:, diagonal], axis=1), most)
-    precision = (packed * share[:, None])[:, where] + jnp.eye(size, dtype=packed.dtype)[None]
-    ahead = share[:, None] * (known.gradient @ loadings) / beta - q.mean
+    eps = jnp.finfo(packed.dtype).eps
+    is_wide = jnp.sum(packed[:, diagonal], axis=1) > _WIDEST / eps
+    together = jnp.asarray(first != second)[None] & is_wide[:, None]
+    off = jnp.where(together, 1 - _APART * size * eps, 1.0)
+    precision = (packed * off)[:, where] + jnp.eye(size, dtype=packed.dtype)[None]
+    ahead = (known.gradient @ loadings) / beta - q.mean
 
     def shortened() -> tuple[Array, Array]:
         old, _ = symmetric_inverse(unpacked(q.covariance, size))
