@@ -272,7 +272,8 @@ def annealing(results: list[Result]) -> Claim:
             if rising and constant:
                 counts = measures.active(rising), measures.active(constant)
                 same.append(counts[0] == counts[1])
-                parts.append(f"{data} {decoder}: {counts[0]} against {counts[1]}")
+                unsettled = "" if measures.still(rising) and measures.still(constant) else ", not still"
+                parts.append(f"{data} {decoder}: {counts[0]} against {counts[1]}{unsettled}")
     return Claim(
         "Annealing beta does not change the final count of active units",
         "annealing does not influence the final amount of active units, if training is long enough",
