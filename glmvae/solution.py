@@ -14,7 +14,7 @@ from jaxtyping import Float
 from glmvae import _checks
 from glmvae.families import Family
 from glmvae.quadratics import Quadratic
-from glmvae.spectral import Spectrum, dispersion_at
+from glmvae.spectral import Spectrum, dispersion_at, whitening
 from glmvae.statistics import Moments
 from glmvae.statistics.residuals import encoder_shift
 
@@ -90,8 +90,8 @@ def _solution(numpy: Any, spectrum: Spectrum, latent_dim: int, beta: Any, given:
     cutoff = numpy.where(beta > 0, beta, numpy.nan) * unit
     units = _units(numpy, values[:latent_dim], cutoff)
     safe = numpy.where(units.kept > 0, units.kept, 1.0)
-    vectors, root = vectors[:, :latent_dim], numpy.sqrt(quadratic.weight)[:, None]
-    outward, inward = vectors / root, vectors * (root * quadratic.slope[:, None])
+    vectors, scale = vectors[:, :latent_dim], whitening(quadratic.weight, quadratic.slope)
+    outward, inward = vectors / numpy.sqrt(quadratic.weight)[:, None], vectors * scale[:, None]
     loadings = outward * units.length[None]
     encoder = (units.length / safe)[:, None] * inward.T
     covariance = numpy.diag(numpy.where(units.kept > 0, cutoff / safe, 1.0))

@@ -71,7 +71,7 @@ class Spectrum(NamedTuple):
     @property
     def scale(self) -> Float[Array, " d"]:
         """How far a whitened response moves with x, G^1/2 dy / dx."""
-        return _scale(self.quadratic)
+        return _scale(self.quadratic.weight, self.quadratic.slope)
 
     @property
     def trace(self) -> Float[Array, ""]:
@@ -91,9 +91,13 @@ class Spectrum(NamedTuple):
         )
 
 
-@jax.jit
-def _scale(quadratic: Quadratic) -> Array:
-    return jnp.sqrt(quadratic.weight) * quadratic.slope
+def whitening(weight: Array, slope: Array) -> Array:
+    """How far a whitened response moves with x, (d,), from the weights and slopes of a :class:`Quadratic`."""
+    numpy: Any = np if isinstance(weight, np.ndarray) else jnp
+    return numpy.sqrt(weight) * slope
+
+
+_scale = jax.jit(whitening)
 
 
 def spectrum(
@@ -158,7 +162,7 @@ def decomposed_spectrum(
     numpy: Any = np if _checks.concrete((covariance, quadratic)) else jnp
     precision = np.float64 if numpy is np else dtype
     covariance, weight, slope = (numpy.asarray(a, precision) for a in (covariance, quadratic.weight, quadratic.slope))
-    scale = numpy.sqrt(weight) * slope
+    scale = whitening(weight, slope)
     noise = float(jnp.finfo(dtype).eps) if phi is None else None
     if units is not None:
         units = min([known for known in _UNITS if known >= units], default=data.mean.shape[0])

@@ -49,7 +49,7 @@ def check_cover(groups: list[tuple[int, ...]]) -> None:
         raise ValueError(f"members: expected columns 0 to {counts.size - 1}, got none for column {np.argmin(counts)}")
 
 
-def shown(group: tuple[int, ...]) -> str:
+def text_of(group: tuple[int, ...]) -> str:
     """The group as one would write it."""
     index = index_of(group)
     return f"slice({index.start}, {index.stop})" if isinstance(index, slice) and len(group) > 3 else str(list(group))

@@ -179,7 +179,7 @@ class Binomial(LogisticFamily):
         return found.lower, found.upper
 
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
-        return samplers.binomial(key, self.parameter(eta), eta)
+        return samplers.binomial_counts(key, self.parameter(eta), eta)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -294,4 +294,4 @@ class NegativeBinomial(LogisticFamily):
         rate_key, count_key = jax.random.split(key)
         shape = jnp.broadcast_shapes(eta.shape, jnp.shape(self.size))
         gamma = jax.random.gamma(rate_key, jnp.broadcast_to(self.parameter(eta), shape), dtype=eta.dtype)
-        return samplers.poisson(count_key, jnp.exp(eta) * gamma)
+        return samplers.poisson_counts(count_key, jnp.exp(eta) * gamma)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from glmvae import _checks
 from glmvae.families.base import Family
-from glmvae.families.groups import check_cover, group_of, index_of, shown
+from glmvae.families.groups import check_cover, group_of, index_of, text_of
 from glmvae.families.scale import Logistic
 from glmvae.families.support import Support
 from glmvae.families.trees import replaced
@@ -271,5 +271,5 @@ class Mixed(Family):
         return self.join([family.sample(k, e, phi) for family, k, e, phi in parts])
 
     def __repr__(self) -> str:
-        members = ", ".join(f"({f!r}, {shown(g)})" for f, g in zip(self.families, self.groups, strict=True))
+        members = ", ".join(f"({f!r}, {text_of(g)})" for f, g in zip(self.families, self.groups, strict=True))
         return f"Mixed([{members}])"

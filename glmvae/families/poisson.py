@@ -71,7 +71,7 @@ class Poisson(Family):
         return _times_rate(remainders.expected_exponential(mean, variance), start, dispersion)
 
     def sample(self, key: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
-        return samplers.poisson(key, self.mean(eta))
+        return samplers.poisson_counts(key, self.mean(eta))
 
 
 def _times_rate(found: remainders.Interval, start: Array, dispersion: Array) -> tuple[Array, Array]:

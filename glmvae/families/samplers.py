@@ -22,7 +22,7 @@ from glmvae.families.softplus_calculus import sigmoid
 _LARGE, _FAIR, _MANY_TRIALS = 100.0, 10.0, 1e4
 
 
-def poisson(key: Array, rate: Array) -> Array:
+def poisson_counts(key: Array, rate: Array) -> Array:
     """Poisson counts; NaN where the rate is not finite."""
     small = rate < _LARGE
     draws = jax.random.poisson(key, jnp.where(small, rate, 0.0)).astype(rate.dtype)
@@ -30,7 +30,7 @@ def poisson(key: Array, rate: Array) -> Array:
     return jnp.where(small, draws, _rounded(key, cumulant, cumulant, cumulant, cumulant))
 
 
-def binomial(key: Array, trials: Array, logit: Array) -> Array:
+def binomial_counts(key: Array, trials: Array, logit: Array) -> Array:
     """Binomial counts, by counting the rarer outcome."""
     trials = jnp.broadcast_to(trials, jnp.broadcast_shapes(trials.shape, logit.shape))
     p, q = sigmoid(-jnp.abs(logit)), sigmoid(jnp.abs(logit))
