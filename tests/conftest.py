@@ -83,6 +83,7 @@ def dtype():
 
 def pytest_collection_finish():
     gc.freeze()  # what was imported stays: no collection need look at it again
+    gc.set_threshold(700, 10, 1000)  # nor at all programs, which live until they are let go
 
 
 def pytest_collection_modifyitems(config, items):

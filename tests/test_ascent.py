@@ -3,6 +3,8 @@
 import dense_reference as dense
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.stats
 from ascent_cases import ROUNDING, TIGHT, D, K, N, case, decoder
 from tables import all_refused
 
@@ -170,6 +172,50 @@ def test_a_free_dispersion_is_part_of_the_optimum():
             assert moved.elbo < free.elbo
         # and it goes on as it was: estimated
         assert refine(free, rows).dispersion_estimated
+
+
+@f64
+@pytest.mark.parametrize("held", [0.05, 1.0, 30.0])
+def test_a_free_dispersion_moves_from_where_nothing_else_does(held):
+    """A closed form at a phi that was given is stationary in all but phi."""
+    c = case("gaussian")
+    start = fit(c.x, c.family, K, dispersion=held)
+    still = refine(start, c.x, tolerance=TIGHT)
+    assert len(still.history) == 1  # control: at that phi there is nothing to gain
+    free = refine(start, c.x, dispersion="estimate", tolerance=TIGHT, max_rounds=500)
+    assert free.converged
+    np.testing.assert_allclose(free.elbo, c.start.elbo_taylor, rtol=1e-8)
+    np.testing.assert_allclose(free.dispersion, c.start.dispersion, rtol=1e-4)
+    assert free.elbo > still.elbo + 0.01
+
+
+@f64
+def test_without_latent_units_the_dispersion_is_that_of_maximum_likelihood():
+    c = case("gamma")
+    for held in (0.05, 1.0, 30.0):
+        r = refine(fit(c.x, c.family, 0, dispersion=held), c.x, dispersion="estimate", tolerance=TIGHT)
+        assert r.converged
+        rate = c.x / c.x.mean(axis=0)
+
+        def loss(log_phi, rate=rate):
+            return -scipy.stats.gamma.logpdf(rate, np.exp(-log_phi), scale=np.exp(log_phi)).mean()
+
+        found = scipy.optimize.minimize_scalar(loss, bounds=(-5, 5), options={"xatol": 1e-9})
+        np.testing.assert_allclose(r.dispersion, np.exp(found.x), rtol=1e-5)
+        np.testing.assert_allclose(r.elbo, -D * found.fun - np.log(c.x.mean(axis=0)).sum(), rtol=1e-8)
+
+
+@f64
+def test_a_unit_that_wakes_in_the_last_round_has_not_converged():
+    c = case("bernoulli")
+    one = refine(fit(c.x, c.family, 1, expand_at="null"), c.x, tolerance=TIGHT)
+    loadings = np.concatenate([one.loadings, np.zeros((D, 1))], axis=1)
+    start = AffineModel(Affine(loadings, one.intercept), one.model.objective)
+    best = refine(start, c.x, max_rounds=200)
+    assert best.converged
+    cut = refine(start, c.x, max_rounds=1)
+    assert cut.elbo < best.elbo - 0.01
+    assert not cut.converged
 
 
 @f64

@@ -47,6 +47,26 @@ def test_the_encoder_is_the_best_affine_one(kind):
     assert here > c.elbo(c.start, posterior(c.start, x))
 
 
+def test_columns_of_very_different_scale_are_all_looked_at():
+    """In single precision the variance of small columns is nothing beside that of the largest."""
+    c, scale = case("gaussian"), np.array([1e4, 1.0, 1.0, 1e-3, 1.0])
+    x, phi = (c.x * scale).astype(np.float32), (0.5 * scale**2).astype(np.float32)
+    start = fit(x, c.family, K, dispersion=phi)
+    r = refine(start, x)
+    assert r.loadings.dtype == np.float32
+
+    def reached(encoder):
+        return float(
+            np.mean(elbo_exact(r, x, Posterior(x @ encoder.weight.T + encoder.bias, encoder.covariance[None])))
+        )
+
+    assert reached(r.encoder) > np.mean(elbo_exact(start, x, posterior(start, x))) - 1e-3
+    # control: small columns left out, as their variance has it
+    slopes = np.asarray(r.encoder.weight) * (scale > 1)
+    bias = r.encoder.bias + (r.encoder.weight - slopes) @ x.mean(axis=0)
+    assert reached(r.encoder._replace(weight=slopes, bias=bias)) < reached(r.encoder) - 0.1
+
+
 def test_slopes_that_lead_too_far_are_halved_until_they_are_better_than_none():
     def start_where(limit, none=0.0):
         def at(whitened, covariance):

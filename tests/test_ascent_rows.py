@@ -22,7 +22,7 @@ from glmvae import (
     refine,
     tighten,
 )
-from glmvae.families import Bernoulli, Binomial, Poisson
+from glmvae.families import Bernoulli, Binomial, Gaussian, Mixed, Poisson
 
 pytestmark = pytest.mark.float64
 
@@ -165,6 +165,12 @@ def test_collinear_covariates_are_named():
         [
             (lambda: refine(c.start, Rows(c.x, covariates=twice)), ValueError, "covariates: .*column"),
             (lambda: refine(c.start, Rows(c.x, covariates=np.ones((N, 1)))), ValueError, "covariates: .*column 0"),
+            # one line for all rows, whatever their weights
+            (
+                lambda: refine(c.start, Rows(c.x, covariates=np.ones((1, 1)), weight=np.ones(N))),
+                ValueError,
+                "covariates: .*column 0",
+            ),
         ]
     )
 
@@ -270,6 +276,29 @@ def test_gaussian_with_missing_entries_is_the_dense_marginal_likelihood():
     np.testing.assert_allclose(r.posterior.covariance[i], covariance, atol=1e-9)
     mean = covariance @ w.T @ (c.x[i, seen] - np.asarray(r.intercept)[seen]) / phi
     np.testing.assert_allclose(r.posterior.mean[i], mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_units_of_measurement_change_no_round(scale):
+    """Gaussian columns in other units: the same ascent, alone and beside binary ones, which keep their trust region."""
+    c = case("gaussian")
+    hidden = np.random.default_rng(1).random(c.x.shape) < 0.3
+    binary = [0, 3]
+    mixed = Mixed([(Bernoulli(), binary), (Gaussian(), [1, 2, 4])])
+    for family, columns in ((Gaussian(), range(D)), (mixed, [1, 2, 4])):
+        x = np.where(hidden, 0.0, c.x)
+        if family is mixed:
+            x[:, binary] = x[:, binary] > 0
+        found = []
+        for unit in (1.0, scale):
+            size = np.ones(D)
+            size[[*columns]] = unit
+            phi = 0.8 * size**2
+            found.append(refine(fit(x * size, family, K, dispersion=phi), Rows(x * size, missing=hidden)))
+        logs = np.sum(~hidden[:, [*columns]]) / N * np.log(scale)
+        np.testing.assert_allclose(found[1].elbo + logs, found[0].elbo, atol=1e-7)
+        assert len(found[1].history) == len(found[0].history) < 30
+        assert len(found[0].history) > 3
 
 
 def test_missing_nothing_is_no_information():

@@ -35,6 +35,15 @@ def test_the_predictive_density_is_the_integral(family):
     assert (found[0, 1:] > expected[0, 1:] + 1e-3).all()
 
 
+@pytest.mark.parametrize("variance", [0.0, 1e-8, 0.3])
+def test_columns_far_from_zero_lose_no_digits_but_their_own(variance, dtype):
+    mean = np.array([[0.0, 10.0, 100.0, 2000.0, 1e4]], dtype)
+    found = np.asarray(PREDICTIVE(Gaussian(), mean + 1, mean, np.full_like(mean, variance), 1.0), float)
+    wanted = scipy.stats.norm.logpdf(1.0, 0.0, np.sqrt(1 + variance))
+    eps = np.finfo(dtype).eps  # of a sum of 24, and of x - eta
+    assert np.all(np.abs(found - wanted) < 24 * eps + eps * mean)
+
+
 @pytest.mark.float64
 def test_a_count_of_thousands_is_a_spike_that_is_found():
     x, mean, variance = jnp.array([[20_000.0]]), jnp.array([[7.0]]), jnp.array([[1.0]])

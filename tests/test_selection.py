@@ -87,6 +87,17 @@ def test_the_dispersion_of_each_fit_is_its_own_unless_it_is_given():
 
 
 @pytest.mark.any_precision
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_the_ascent_estimates_a_dispersion_of_any_size(scale):
+    """Whatever the units of measurement: the closed form, which has its dispersion, says the same."""
+    x = scale * drawn(Gaussian(), 1)
+    options = {"folds": 3, "tolerance": 1e-8}
+    exact, closed = (select(x, Gaussian(), [0, 1], method=m, **options) for m in ("exact", "closed-form"))
+    np.testing.assert_allclose(exact.fold_scores, closed.fold_scores, atol=1e-3)
+    assert exact.latent_dim == 1
+
+
+@pytest.mark.any_precision
 def test_the_likelihood_of_a_row_is_that_of_log_likelihood():
     x = drawn(Bernoulli(), 1)
     found, by_elbo = (

@@ -52,7 +52,8 @@ def test_eigenvectors_of_all_or_the_leading_eigenvalues(columns, units, constant
     np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix.astype(np.float64))[::-1], atol=8 * eps * values[0])
     kept = values[: vectors.shape[1]]
     np.testing.assert_allclose(matrix @ vectors, vectors * kept, atol=8 * eps * values[0])
-    np.testing.assert_allclose(vectors.T @ vectors, np.eye(len(kept)), atol=8 * eps)
+    # Representations that are relatively robust give vectors orthogonal to d rounding units (Dhillon and Parlett, 2004)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(len(kept)), atol=max(columns, 8) * eps)
     assert np.all(signs(vectors) == 1)
     if constant and columns > 4:
         np.testing.assert_array_equal(vectors[[1, 3]][:, kept > 0], 0.0)  # to the last digit

@@ -87,7 +87,7 @@ def at_decoder(
         num_covariates=decoder.num_covariates,
         store=store,
     )
-    step = decoder_step(sums, decoder, objective)
+    step = decoder_step(sums, decoder, objective, problem.free_dispersion)
     if constant is None:
         constant = saturated(problem.source, objective)
     return State(decoder, objective, sums, step, float(sums.elbo) / float(sums.num_rows) + constant)
@@ -143,14 +143,14 @@ class Climb:
         """A pass at a proposal; nothing is kept yet."""
         objective: Objective = self.state.objective
         constant: float | None = self._constant
-        if free and self.problem.free_dispersion:
-            phi = objective.family.dispersion_from(jnp.asarray(self.state.step.half_deviance))
-            objective, constant = _with_dispersion(objective, phi), None
+        if free and self.state.step.dispersion is not None:
+            objective, constant = _with_dispersion(objective, self.state.step.dispersion), None
         return at_decoder(self.problem, self.store, decoder, objective, change=change, steps=steps, constant=constant)
 
     def keep(self, new: State) -> None:
-        """Commit a proposal as the next round."""
+        """Commit a proposal as the next round; whether more is to gain is then open."""
         self.store.commit()
+        self.converged = False
         self.state = new
         self._constant = new.elbo - float(new.sums.elbo) / float(new.sums.num_rows)
         self.history.append(new.elbo)

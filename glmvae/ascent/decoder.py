@@ -6,6 +6,7 @@ least squares, A_j^-1 s_j, with
     A_j = sum_i w_ij E z~ z~',     s_j = d/d theta_j sum_i E log p(x_ij),     z~ = (z, 1, covariates)
 
 no further than the trust region allows: where weights are tiny such a step may be longer than any quadratic holds.
+Gaussian columns, whose quadratic holds everywhere, have none: theirs is at home in any unit of measurement.
 Then z is standardised. With the least-squares fit of the posterior means on (1, covariates), c + D covariates, and
 T T' what is left of mean E zz', the change z -> T^-1 (z - c - D covariates) leaves every eta as it is and lowers the KL
 divergence: a decoder whose posteriors are narrow need not grow to its size in many small steps (parameter expansion;
@@ -19,7 +20,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from glmvae.ascent.posteriors import Change, Sums
 from glmvae.model import Affine, Objective
@@ -34,17 +37,17 @@ _RIDGE = 32
 class DecoderStep(NamedTuple):
     """What a pass calls for, per row where it is a mean.
 
-    ``step`` (d, r) of theta, ``change`` how z is standardised after it, ``gain`` what both are predicted to gain in
-    nats per row, ``metric`` (d, r) that of the least squares, ``weight`` (d,) the mean of w, ``half_deviance`` minus
-    phi times the mean of the bound over what was observed.
+    ``step`` (d, r) of theta, ``change`` how z is standardised after it, ``dispersion`` the best phi for the posteriors
+    of the pass, or None where it is held; ``gain`` what all of them are predicted to gain in nats per row, ``metric``
+    (d, r) that of the least squares, ``weight`` (d,) the mean of w.
     """
 
     step: np.ndarray
     change: Change
+    dispersion: Array | None
     gain: float
     metric: np.ndarray
     weight: np.ndarray
-    half_deviance: float
 
 
 def stacked(decoder: Affine) -> np.ndarray:
@@ -64,7 +67,7 @@ def unstacked(theta: np.ndarray, like: Affine) -> Affine:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is no step that is taken
-def decoder_step(sums: Sums, decoder: Affine, objective: Objective) -> DecoderStep:
+def decoder_step(sums: Sums, decoder: Affine, objective: Objective, free_dispersion: bool = False) -> DecoderStep:
     """The step of a decoder from the sums of a pass at it."""
     eps = float(np.finfo(sums.gram.dtype).eps)
     host: Any = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
@@ -75,12 +78,34 @@ def decoder_step(sums: Sums, decoder: Affine, objective: Objective) -> DecoderSt
     score = host.score - np.einsum("dkl,dl->dk", gram[:, :, :units], np.asarray(decoder.loadings, np.float64))
     step, metric = _least_squares(gram, score, eps)
     length = np.sqrt(np.maximum(np.einsum("dk,kl,dl->d", step, spread, step), 0.0))
-    step *= (_TRUST / np.maximum(length, _TRUST))[:, None]
+    step *= np.where(length > _TRUST, _trusted(objective, length), 1.0)[:, None]
     gain = (np.sum(score * step) - 0.5 * np.einsum("dk,dkl,dl->", step, gram, step)) / host.num_rows
     change, reduced = _standardisation(spread, units, np.asarray(decoder.loadings).dtype)
-    half_deviance = np.sum(-np.asarray(objective.dispersion) * host.after) / np.sum(host.entries)
     weight = gram[:, units, units] / host.num_rows
-    return DecoderStep(step, change, float(gain + beta * reduced), metric, weight, float(half_deviance))
+    phi, widened = _dispersion(host, objective) if free_dispersion else (None, 0.0)
+    return DecoderStep(step, change, phi, float(gain + beta * reduced + widened), metric, weight)
+
+
+def _trusted(objective: Objective, length: np.ndarray) -> np.ndarray:
+    """The share of a step too long that is taken."""
+
+    def share(member: Any, length: Any) -> Any:
+        return 0 * length + 1 if member.is_quadratic else _TRUST / length
+
+    return np.asarray(objective.family.by_member(share, np.maximum(length, _TRUST)), np.float64)
+
+
+def _dispersion(host: Sums, objective: Objective) -> tuple[Array, float]:
+    """The best phi for the posteriors as they are, and its gain in nats per row.
+
+    The gain is that of log p = -deviance / (2 phi) - log(phi) / 2 + ...: Gaussian's own, the saddlepoint approximation
+    of others. It only tells whether to go on.
+    """
+    now, after = np.asarray(objective.dispersion, np.float64), np.asarray(host.after)
+    phi = objective.family.dispersion_from(jnp.asarray(float(np.sum(-now * after) / np.sum(host.entries))))
+    ratio = now / float(phi) if float(phi) > 0 else np.nan
+    gain = np.sum(after * (ratio - 1) + 0.5 * np.asarray(host.entries) * np.log(ratio)) / host.num_rows
+    return phi, float(gain) if np.isfinite(gain) else 0.0
 
 
 def _least_squares(gram: np.ndarray, score: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -65,9 +65,7 @@ class _Point(NamedTuple):
 def best_encoder(problem: Problem, decoder: Affine, objective: Objective, posterior: Posterior, elbo: float) -> Encoder:
     """The encoder of plain rows, whose best posteriors reach ``elbo``."""
     data = moments(problem.source)
-    values, vectors = (np.asarray(a, np.float64) for a in decompose(data.covariance))
-    usable = values > values.shape[0] * np.finfo(data.covariance.dtype).eps * values[0]
-    inverse_root = vectors * np.where(usable, 1 / np.sqrt(np.where(usable, values, 1.0)), 0.0)
+    inverse_root = _inverse_root(np.asarray(data.covariance))
     dtype = decoder.loadings.dtype
 
     def at(whitened: np.ndarray, covariance: np.ndarray) -> _Point:
@@ -92,6 +90,17 @@ def best_encoder(problem: Problem, decoder: Affine, objective: Objective, poster
     found = _encoder(best.whitened, inverse_root, best.covariance, dtype)
     bias = found.bias - found.weight @ np.asarray(data.mean)
     return Encoder(*(jnp.asarray(a, dtype) for a in (found.weight, bias, found.covariance)))
+
+
+def _inverse_root(covariance: np.ndarray) -> np.ndarray:
+    """R (d, d) with R' Cov R = 1 in the directions that the columns fill, found at one scale for all columns."""
+    variance = np.diagonal(covariance).astype(np.float64)
+    scale = np.where(variance > 0, 1 / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
+    found = decompose((covariance * scale[:, None] * scale).astype(covariance.dtype))
+    values, vectors = (np.asarray(a, np.float64) for a in found)
+    usable = values > len(values) * np.finfo(covariance.dtype).eps * values[0]
+    root: np.ndarray = scale[:, None] * vectors * np.where(usable, 1 / np.sqrt(np.where(usable, values, 1.0)), 0.0)
+    return root
 
 
 def _start(slopes: np.ndarray, mean: np.ndarray, covariance: np.ndarray, at: Callable[..., _Point]) -> _Point:

@@ -96,8 +96,9 @@ def prior_like(decoder: Affine) -> RowPosteriors:
     units, dtype = decoder.latent_dim, loadings.dtype
     if _checks.concrete(loadings):
         host = np.asarray(loadings, np.float64)
-        covariance = np.linalg.inv(np.eye(units) + host.T @ host)
-        log_det: Any = np.linalg.slogdet(covariance)[1]
+        with np.errstate(over="ignore", invalid="ignore"):  # loadings out of range are those of no start
+            covariance = np.linalg.inv(np.eye(units) + host.T @ host)
+            log_det: Any = np.linalg.slogdet(covariance)[1]
     else:
         covariance = jnp.linalg.inv(jnp.eye(units, dtype=dtype) + loadings.T @ loadings)
         log_det = jnp.linalg.slogdet(covariance)[1]

@@ -168,8 +168,12 @@ def _pieces(source: Source) -> Iterable[Rows]:
 
 def _check_covariates(source: Source) -> None:
     """Each has a coefficient of its own beside the intercept; raises ValueError, naming the column."""
-    parts = (moments(Rows(piece.covariates, weight=piece.weight)) for piece in _pieces(source))
-    found = functools.reduce(merge, parts)
+
+    def summed(piece: Rows) -> Moments:
+        shared = piece.covariates.shape[0] != piece.num_rows  # one line for all rows, whatever their weights
+        return moments(Rows(piece.covariates, weight=None if shared else piece.weight))
+
+    found = functools.reduce(merge, map(summed, _pieces(source)))
     least_squares(Covariates(found.mean, found.covariance, jnp.zeros((found.mean.shape[0], 1), found.mean.dtype)))
 
 

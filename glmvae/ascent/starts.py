@@ -191,7 +191,8 @@ def closed_form_start(problem: Problem, at: Affine, objective: Objective, kind: 
     mean, gram, weights = total_ / count, gram / count, weights / count
     usable = (weights > 0) & np.isfinite(weights) & np.isfinite(mean)
     scale = np.where(usable, 1 / np.sqrt(np.where(usable, weights, 1.0)), 0.0)
-    spread = (gram - np.outer(mean, mean)) * scale[:, None] * scale
+    with np.errstate(over="ignore", invalid="ignore"):  # columns out of range take no part
+        spread = (gram - np.outer(mean, mean)) * scale[:, None] * scale
     dtype = at.intercept.dtype
     values, vectors = (np.asarray(a) for a in decompose(np.where(np.isfinite(spread), spread, 0.0).astype(dtype)))
     length = np.sqrt(np.maximum(values[:units] - float(objective.beta), 0.0))

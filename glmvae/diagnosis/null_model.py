@@ -129,9 +129,12 @@ def null_of_rows(source: Source, family: Family, dispersion: ArrayLike | None, u
     spectrum = _spectrum(sums, ~boundary, decoder, family, phi, units)
     elbo, onset = sums.log_prob / sums.rows, spectrum.values[0]
     if phi is None:
-        phi = family.dispersion_from(-sums.value / jnp.sum(sums.entries))
-        elbo = _summed(source, decoder, objective.with_dispersion(phi)).log_prob / sums.rows
-        onset = onset / phi
+        phi = jnp.maximum(family.dispersion_from(-sums.value / jnp.sum(sums.entries)), 0.0)
+        if phi > 0:
+            elbo = _summed(source, decoder, objective.with_dispersion(phi)).log_prob / sums.rows
+            onset = onset / phi
+        else:  # nothing varies
+            elbo, onset = jnp.full_like(elbo, jnp.inf), jnp.zeros_like(onset)
     return NullModel(
         spectrum,
         whitened_variances(spectrum),

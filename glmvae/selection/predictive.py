@@ -33,13 +33,13 @@ def log_predictive(family: Family, x: Array, mean: Array, variance: Array, dispe
     variance = jnp.maximum(jnp.broadcast_to(variance, x.shape), _LEAST_VARIANCE)
     mean = jnp.broadcast_to(mean, x.shape)
     mode = _mode(family, x, mean, variance, dispersion)
-    scale = jnp.sqrt(2 / (1 / variance + working_weight(family, mode, dispersion)))
+    scale = jnp.sqrt(2 / (1 / variance + working_weight(family, mean + mode, dispersion)))
 
     def add(total: Array, node: Array) -> tuple[Array, None]:
         at, log_weight = node
-        eta = mode + scale * at
-        prior = -0.5 * (eta - mean) ** 2 / variance
-        return jnp.logaddexp(total, family.log_prob(x, eta, dispersion) + prior + log_weight), None
+        ahead = mode + scale * at
+        prior = -0.5 * ahead**2 / variance
+        return jnp.logaddexp(total, family.log_prob(x, mean + ahead, dispersion) + prior + log_weight), None
 
     nodes = jnp.asarray(np.stack([_NODES, np.log(_WEIGHTS) + _NODES**2], axis=1), x.dtype)
     total, _ = jax.lax.scan(add, jnp.full(x.shape, -jnp.inf, x.dtype), nodes)
@@ -47,15 +47,19 @@ def log_predictive(family: Family, x: Array, mean: Array, variance: Array, dispe
 
 
 def _mode(family: Family, x: Array, mean: Array, variance: Array, dispersion: Any) -> Array:
-    """Where p(x | eta) N(eta; mean, variance) is largest, by bisection: between the mean and the eta of mean x."""
-    end = family.null_predictor(x)
+    """Where p(x | eta) N(eta; mean, variance) is largest, by bisection: between the mean and the eta of mean x.
+
+    It is told from the mean, of which it may be a small part.
+    """
+    end = family.null_predictor(x) - mean
 
     def halved(_: int, between: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = between
         middle = 0.5 * (low + high)
-        score = family.natural_parameter_derivative(middle) * (x - family.mean(middle)) / dispersion
-        rises = score > (middle - mean) / variance
+        eta = mean + middle
+        score = family.natural_parameter_derivative(eta) * (x - family.mean(eta)) / dispersion
+        rises = score > middle / variance
         return jnp.where(rises, middle, low), jnp.where(rises, high, middle)
 
-    low, high = jax.lax.fori_loop(0, _BISECTIONS, halved, (jnp.minimum(mean, end), jnp.maximum(mean, end)))
+    low, high = jax.lax.fori_loop(0, _BISECTIONS, halved, (jnp.minimum(0.0, end), jnp.maximum(0.0, end)))
     return 0.5 * (low + high)
