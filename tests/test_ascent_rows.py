@@ -1,5 +1,7 @@
 """What rows bring beside x, in the ascent and in posteriors: right against the dense reference, or refused."""
 
+import warnings
+
 import dense_reference as dense
 import jax
 import jax.numpy as jnp
@@ -155,6 +157,32 @@ def test_no_latent_unit_with_covariates_is_the_glm():
     np.testing.assert_allclose(r.model.coefficients, expected.coefficients, atol=1e-4)
     without = dense.glm(p._replace(covariates=p.covariates[:, :0]))[1]
     assert r.elbo > p.mean(without) + 1e-2
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_a_year_is_a_covariate_like_any_other(batches):
+    """2000 +- 1 in single precision, whose squares leave nothing of the +- 1; in rows and in batches of them."""
+    c = case("bernoulli", "float32")
+    year = np.round(np.random.default_rng(2).normal(size=(N, 1)), 3).astype(np.float32)
+    start = fit(c.x, c.family, K)
+
+    def rows(covariates):
+        parts = [Rows(c.x[i], covariates=covariates[i]) for i in (slice(0, 32), slice(32, N))]
+        return (lambda: iter(parts)) if batches else Rows(c.x, covariates=covariates)
+
+    plain = refine(start, rows(year))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        r = refine(start, rows(2000 + year))
+    assert r.converged
+    assert abs(len(r.history) - len(plain.history)) <= 2
+    np.testing.assert_allclose(r.elbo, plain.elbo, atol=1e-4)
+    np.testing.assert_allclose(r.model.coefficients, plain.model.coefficients, atol=2e-3)
+    predictor = r.intercept + 2000 * r.model.coefficients[0]  # rounded to 2000 eps
+    np.testing.assert_allclose(predictor, plain.intercept, atol=2e-2)
+    np.testing.assert_allclose(np.mean(elbo_exact(r, rows(2000 + year), r.posterior)), plain.elbo, atol=1e-3)
+    again = refine(r, rows(2000 + year))  # goes on from there
+    np.testing.assert_allclose(again.elbo, r.elbo, atol=1e-4)
 
 
 def test_collinear_covariates_are_named():

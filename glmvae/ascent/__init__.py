@@ -4,7 +4,8 @@ The model is eta_i = W z_i + b + B' c_i + offset_i with q_i = N(mu_i, Sigma_i); 
 
     mean_i [ sum_j E log p(x_ij | eta_ij) - beta KL(q_i || N(0, I)) ]
 
-or a lower bound of it, over W, b, B, every q_i and, where it is free, phi. One round is one pass over the rows.
+or a lower bound of it, over W, b, B, every q_i and, where it is free, phi. One round is one pass over the rows;
+covariates are taken about their means (:mod:`~glmvae.ascent.centring`).
 
 1.  **A bound** (:mod:`~glmvae.ascent.terms`) is a function ``terms(objective, rows, m, v) -> (value, gradient,
     weight)`` of each entry's predictor eta_ij ~ N(m_ij, v_ij): ``exact_terms``, or ``entry_terms`` for Jaakkola and

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from glmvae import _checks, _settings
 from glmvae._frames import names_for
 from glmvae._progress import bar
+from glmvae.ascent.centring import about, moved
 from glmvae.ascent.climb import Climb, Problem
 from glmvae.ascent.encoder import best_encoder
 from glmvae.ascent.posteriors import entry_pass, exact_pass
@@ -113,10 +114,13 @@ def refine(
     if method == "entry":
         require_tangent(model.family)
     objective, free = _dispersion(optimum, model, dispersion)
-    problem = Problem(source, _BOUNDS[method], free)
-    decoder = _with_covariates(model.decoder, source)
+    decoder, centre = _with_covariates(model.decoder, source)
+    rows = source if centre is None else about(source, centre)
+    problem = Problem(rows, _BOUNDS[method], free)
     with bar(progress, max_rounds, f"refine {method}", "nats per row") as report:
         found = _refined(problem, decoder, objective, method, float(tolerance), max_rounds, report)
+    if centre is not None:
+        found = found._replace(model=AffineModel(moved(found.decoder, -centre), found.model.objective))
     return found._replace(column_names=names_for(source, optimum), brought=brought_by(source))
 
 
@@ -139,20 +143,20 @@ def _dispersion(optimum: Any, model: AffineModel, asked: Any) -> tuple[Objective
     return objective, free
 
 
-def _with_covariates(decoder: Affine, source: Source) -> Affine:
-    """The decoder with coefficients of 0 for covariates that it does not know."""
+def _with_covariates(decoder: Affine, source: Source) -> tuple[Affine, np.ndarray | None]:
+    """The decoder with coefficients of 0 for covariates that it does not know, about their means; and these."""
     wanted = next(iter(_pieces(source))).num_covariates
-    if wanted:
-        _check_covariates(source)
-    if wanted == decoder.num_covariates:
-        return decoder
-    if decoder.num_covariates:
+    centre = _means_of_covariates(source) if wanted else None
+    if decoder.num_covariates not in (0, wanted):
         raise ValueError(
             f"covariates: the optimum has coefficients for {decoder.num_covariates}, the rows bring {wanted}"
         )
-    return Affine(
-        decoder.loadings, decoder.intercept, jnp.zeros((wanted, decoder.intercept.shape[0]), decoder.intercept.dtype)
-    )
+    if centre is None:
+        return decoder, None
+    if not decoder.num_covariates:
+        zeros = jnp.zeros((wanted, decoder.intercept.shape[0]), decoder.intercept.dtype)
+        decoder = Affine(decoder.loadings, decoder.intercept, zeros)
+    return moved(decoder, centre), centre
 
 
 def is_plain(source: Source, family: Any) -> bool:
@@ -166,8 +170,8 @@ def _pieces(source: Source) -> Iterable[Rows]:
     return [source.rows] if source.rows is not None else source.pieces()
 
 
-def _check_covariates(source: Source) -> None:
-    """Each has a coefficient of its own beside the intercept; raises ValueError, naming the column."""
+def _means_of_covariates(source: Source) -> np.ndarray:
+    """(p,); each has a coefficient of its own beside the intercept, else ValueError, naming the column."""
 
     def summed(piece: Rows) -> Moments:
         shared = piece.covariates.shape[0] != piece.num_rows  # one line for all rows, whatever their weights
@@ -175,6 +179,7 @@ def _check_covariates(source: Source) -> None:
 
     found = functools.reduce(merge, map(summed, _pieces(source)))
     least_squares(Covariates(found.mean, found.covariance, jnp.zeros((found.mean.shape[0], 1), found.mean.dtype)))
+    return np.asarray(found.mean, np.float64)
 
 
 def _refined(
