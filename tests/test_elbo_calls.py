@@ -15,11 +15,12 @@ from glmvae import (
     Rows,
     affine_posterior,
     elbo_exact,
+    elbo_monte_carlo,
     elbo_profile,
     elbo_quadratic,
     moments,
 )
-from glmvae.families import Bernoulli
+from glmvae.families import Bernoulli, Poisson
 
 # Transformations -------------------------------------------------------------------------------------------
 
@@ -153,3 +154,26 @@ def test_a_stream_of_rows(dtype):
             (lambda: jax.jit(lambda q: elbo_exact(s.model, batches(), q))(s.q), TypeError, "x: under a transformation"),
         ]
     )
+
+
+@pytest.mark.any_precision
+def test_a_missing_entry_that_overflows_has_no_gradient():
+    """Of the loadings of its column those of the other rows alone."""
+    missing = np.array([[False, True], [False, False]])
+    rows = Rows(np.array([[1.0, 2.0], [3.0, 0.0]], np.float32), missing=missing)
+    mean, covariance = np.array([[200.0], [0.1]], np.float32), np.full((2, 1, 1), 0.1, np.float32)
+    loadings = np.array([[0.01], [1.0]], np.float32)
+
+    def exact(loadings, kept):
+        model = AffineModel(Affine(loadings, np.zeros(2, np.float32)), Poisson())
+        return elbo_exact(model, rows.map(lambda a: a[kept]), Posterior(mean[kept], covariance[kept])).sum()
+
+    def sampled(loadings, kept):
+        decoder, q = Affine(loadings, np.zeros(2, np.float32)), Posterior(mean[kept], covariance[kept])
+        return elbo_monte_carlo(jax.random.key(0), decoder, rows.map(lambda a: a[kept]), q, Poisson(), num_samples=3)[0]
+
+    alone = jax.grad(exact)(loadings, slice(1, 2))
+    np.testing.assert_allclose(jax.grad(exact)(loadings, slice(0, 2))[1], alone[1], rtol=1e-5)
+    gradient = jax.grad(lambda loadings: sampled(loadings, slice(0, 2)).sum())(loadings)
+    assert np.isfinite(gradient).all()
+    assert mean[0] > np.log(np.finfo(np.float32).max)  # what overflows in the missing entry

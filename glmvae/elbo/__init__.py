@@ -73,7 +73,9 @@ def elbo_exact(model: Any, x: Any, posterior: Posterior) -> Float[Array, " n"]:
 
 
 def _exact(rows: Rows, posterior: Posterior, model: AffineModel) -> tuple[None, Array]:
-    mean, variance = predictor_moments(model.decoder, rows, posterior)
+    predictor = predictor_moments(model.decoder, rows, posterior)
+    # What is missing must not overflow: 0 times infinity is no gradient
+    mean, variance = (observed(rows, jnp.broadcast_to(part, rows.x.shape)) for part in predictor)
     family = model.family.for_rows(rows)
     expected = family.expected_log_prob(rows.x, mean, variance, model.objective.dispersion_of_entries)
     return None, row_sum(rows, expected) - model.beta * kl_of(posterior)

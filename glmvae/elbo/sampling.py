@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from glmvae import _checks
 from glmvae.model import Objective
-from glmvae.rows import Rows, row_sum
+from glmvae.rows import Rows, observed, row_sum
 from glmvae.variational import Posterior
 
 # Entries of the predictors that are drawn at once where a decoder runs eagerly.
@@ -84,7 +84,8 @@ def log_prob_of(rows: Rows, eta: Float[Array, "m d"], objective: Objective) -> F
 
     def of(eta: Array) -> Array:
         eta = eta if rows.offset is None else eta + rows.offset
-        return row_sum(rows, family.log_prob(rows.x, eta, phi))
+        # What is missing must not overflow: 0 times infinity is no gradient
+        return row_sum(rows, family.log_prob(rows.x, observed(rows, eta), phi))
 
     return jax.vmap(of)(eta.reshape(-1, *rows.x.shape))
 
