@@ -78,7 +78,8 @@ def decoder_step(sums: Sums, decoder: Affine, objective: Objective, free_dispers
     score = host.score - np.einsum("dkl,dl->dk", gram[:, :, :units], np.asarray(decoder.loadings, np.float64))
     step, metric = _least_squares(gram, score, eps)
     length = np.sqrt(np.maximum(np.einsum("dk,kl,dl->d", step, spread, step), 0.0))
-    step *= np.where(length > _TRUST, _trusted(objective, length), 1.0)[:, None]
+    if np.any(length > _TRUST):
+        step *= _trusted(objective, length)[:, None]
     gain = (np.sum(score * step) - 0.5 * np.einsum("dk,dkl,dl->", step, gram, step)) / host.num_rows
     change, reduced = _standardisation(spread, units, np.asarray(decoder.loadings).dtype)
     weight = gram[:, units, units] / host.num_rows
@@ -87,7 +88,7 @@ def decoder_step(sums: Sums, decoder: Affine, objective: Objective, free_dispers
 
 
 def _trusted(objective: Objective, length: np.ndarray) -> np.ndarray:
-    """The share of a step too long that is taken."""
+    """The share of the step of every column that is taken."""
 
     def share(member: Any, length: Any) -> Any:
         return 0 * length + 1 if member.is_quadratic else _TRUST / length
