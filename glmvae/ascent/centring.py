@@ -29,14 +29,14 @@ class _Centred(Source):
         return (_less(rows, self._centre) for rows in self._source.pieces())
 
 
-def about(source: Source, centre: np.ndarray) -> Source:
+def centred(source: Source, centre: np.ndarray) -> Source:
     """The same rows, covariates (p,) less the centre."""
     if source.rows is not None:
         return RowsSource(_less(source.rows, centre))
     return _Centred(source, centre)
 
 
-def moved(decoder: Affine, centre: np.ndarray) -> Affine:
+def recentred(decoder: Affine, centre: np.ndarray) -> Affine:
     """The decoder that gives with covariates less the centre what this one gives with them; minus it leads back."""
     assert decoder.coefficients is not None
     shift = centre @ np.asarray(decoder.coefficients, np.float64)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from glmvae import _checks, _settings
 from glmvae._frames import names_for
 from glmvae._progress import bar
-from glmvae.ascent.centring import about, moved
+from glmvae.ascent.centring import centred, recentred
 from glmvae.ascent.climb import Climb, Problem
 from glmvae.ascent.encoder import best_encoder
 from glmvae.ascent.posteriors import entry_pass, exact_pass
@@ -115,12 +115,12 @@ def refine(
         require_tangent(model.family)
     objective, free = _dispersion(optimum, model, dispersion)
     decoder, centre = _with_covariates(model.decoder, source)
-    rows = source if centre is None else about(source, centre)
+    rows = source if centre is None else centred(source, centre)
     problem = Problem(rows, _BOUNDS[method], free)
     with bar(progress, max_rounds, f"refine {method}", "nats per row") as report:
         found = _refined(problem, decoder, objective, method, float(tolerance), max_rounds, report)
     if centre is not None:
-        found = found._replace(model=AffineModel(moved(found.decoder, -centre), found.model.objective))
+        found = found._replace(model=AffineModel(recentred(found.decoder, -centre), found.model.objective))
     return found._replace(column_names=names_for(source, optimum), brought=brought_by(source))
 
 
@@ -156,7 +156,7 @@ def _with_covariates(decoder: Affine, source: Source) -> tuple[Affine, np.ndarra
     if not decoder.num_covariates:
         zeros = jnp.zeros((wanted, decoder.intercept.shape[0]), decoder.intercept.dtype)
         decoder = Affine(decoder.loadings, decoder.intercept, zeros)
-    return moved(decoder, centre), centre
+    return recentred(decoder, centre), centre
 
 
 def is_plain(source: Source, family: Any) -> bool:
