@@ -51,7 +51,23 @@ def refuse_entry(
         with _checks.at_once():
             bad = ~np.asarray(inside(part.map(jax.device_put), family))
         if bad.any():
+            _refuse_above_trials(part, bad, family, first_row + start, name, column_names)
             refuse_value(np.asarray(part.x), bad, family, (first_row + start, 0), name, column_names)
+
+
+def _refuse_above_trials(
+    rows: Rows, bad: np.ndarray, family: Family | None, first_row: int, name: str, column_names: tuple[str, ...] | None
+) -> None:
+    """Raise for the first bad entry if it is a number and its row brought the trials: the support ends at these."""
+    row, column = (int(i) for i in np.argwhere(bad)[0])
+    value, where = _checks.first_bad(np.asarray(rows.x), bad, (first_row, 0), column_names)
+    member = None if family is None or rows.trials is None else family.of_column(column)
+    if member is not None and member.needs_trials and np.isfinite(value):
+        trials = np.broadcast_to(np.asarray(rows.trials), bad.shape)[row, column]
+        raise ValueError(
+            f"{name}: expected values in the support [0, {trials:g}] of {member!r}, the entry having {trials:g} "
+            f"trials, got {value:g}{where}"
+        )
 
 
 def look_at(rows: Rows, family: Family | None, name: str) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from glmvae import _checks, _frames, _settings
+from glmvae import _checks, _frames
 from glmvae.families import Family
+from glmvae.row_fields import checked_fields
 
 FIELDS = ("x", "trials", "offset", "covariates", "missing", "weight")
 
@@ -44,8 +45,10 @@ class Rows:
         x: observations, (N, d). Integers and booleans are numbers; a NumPy masked array's mask joins ``missing``. NumPy
             arrays and memmaps stay where they are and are cast a block at a time. The names of a table's columns
             (pandas, polars) are kept as ``column_names`` for errors and reports; they are no part of the pytree, and
-            rows rebuilt from it (``map``, ``replace``) have none.
-        trials: of a ``Binomial(None)``, (N, d), (N, 1) or (1, d), not negative; an entry of 0 trials is missing.
+            rows rebuilt from it (``map``, ``replace``) have none. Trials, offset and missing that are tables too have
+            no column of x at another place.
+        trials: of a ``Binomial(None)``, (N, d), (N, 1) or (1, d), not negative; an entry of 0 trials is missing. Of a
+            ``Mixed`` (N, d) or (1, d), and 1 in the columns of its other members, which know no trials.
         offset: added to eta (log exposure, library size): (N,) or (N, 1), one a row; (N, d); or (1, d), one a column.
             An optimum knows that its rows brought one and refuses rows without; zeros say "none".
         covariates: (N, p), known columns beside the latent ones.
@@ -71,6 +74,8 @@ class Rows:
     missing: Any
     weight: Any
     column_names: tuple[str, ...] | None = dataclasses.field(default=None, init=False)
+    #: (row, column) of the first entry of each column that is missing for want of trials; no part of the pytree either.
+    without_trials: tuple[tuple[int, int], ...] = dataclasses.field(default=(), init=False)
 
     def __init__(
         self,
@@ -82,10 +87,11 @@ class Rows:
         missing: ArrayLike | None = None,
         weight: ArrayLike | None = None,
     ) -> None:
-        fields: Any = _fields(x, trials, offset, covariates, missing, weight)
+        fields, without_trials = checked_fields(x, trials, offset, covariates, missing, weight)
         for name, value in zip(FIELDS, fields, strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "column_names", _frames.names_of(x))
+        object.__setattr__(self, "without_trials", without_trials)
 
     @property
     def num_rows(self) -> int:
@@ -109,12 +115,13 @@ class Rows:
 
     def map(self, f: Callable[[Any], Any]) -> Rows:
         """The rows with f of every field that is there."""
-        fields = [getattr(self, name) for name in FIELDS]
-        return Rows.tree_unflatten(None, [None if value is None else f(value) for value in fields])
+        return self.replace(**{name: f(v) for name in FIELDS if (v := getattr(self, name)) is not None})
 
     def replace(self, **fields: Any) -> Rows:
         """The rows with other fields, unchecked."""
-        return Rows.tree_unflatten(None, [fields.get(name, getattr(self, name)) for name in FIELDS])
+        rows = Rows.tree_unflatten(None, [fields.get(name, getattr(self, name)) for name in FIELDS])
+        object.__setattr__(rows, "without_trials", self.without_trials)
+        return rows
 
     def tree_flatten(self) -> tuple[list[Any], None]:
         """The fields, for JAX."""
@@ -135,82 +142,6 @@ class Rows:
     def __repr__(self) -> str:
         parts = [f"{name}={np.shape(v)}" for name in FIELDS if (v := getattr(self, name)) is not None]
         return f"Rows({', '.join(parts)})"
-
-
-def _fields(x: Any, trials: Any, offset: Any, covariates: Any, missing: Any, weight: Any) -> tuple[Any, ...]:
-    """The fields, checked."""
-    x, missing = _data(x, missing)
-    n, d = x.shape
-    trials, missing = _trials(trials, missing, n, d)
-    offset = _offset(offset, missing, n, d)
-    if covariates is not None:
-        covariates = _checks.array(covariates, "covariates")
-        if covariates.ndim != 2 or covariates.shape[0] not in (1, n):
-            raise ValueError(f"covariates: expected shape ({n}, p), got shape {covariates.shape}")
-        _checks.finite(covariates, "covariates")
-    if weight is not None:
-        weight = _checks.array(weight, "weight")
-        if weight.shape != (n,):
-            raise ValueError(f"weight: expected shape ({n},), one a row, got shape {weight.shape}")
-        _settings.not_negative(weight, "weight")
-        if _checks.concrete(weight) and not np.any(np.asarray(weight) > 0):
-            raise ValueError("weight: expected a positive sum, got 0")
-    return x, trials, offset, covariates, missing, weight
-
-
-def _data(x: Any, missing: Any) -> tuple[Any, Any]:
-    """The matrix x, and what is missing of it."""
-    mask = None
-    if isinstance(x, np.ma.MaskedArray):
-        mask = np.ma.getmaskarray(x)
-        x = x.data
-    x = _checks.array(x, "x")
-    _checks.two_dimensional(x, "x")
-    if missing is not None:
-        missing = _checks.array(missing, "missing", kinds="b")
-        if missing.shape not in (x.shape, (1, x.shape[1])):
-            raise ValueError(f"missing: expected shape {x.shape} or (1, {x.shape[1]}), got shape {missing.shape}")
-    if mask is not None and mask.any():
-        missing = mask if missing is None else missing | mask
-    return x, missing
-
-
-def _trials(trials: Any, missing: Any, n: int, d: int) -> tuple[Any, Any]:
-    """Trials of at least 1, and what is missing for want of any."""
-    if trials is None:
-        return None, missing
-    trials = _checks.array(trials, "trials")
-    if trials.shape not in ((n, d), (1, d), (n, 1)):
-        raise ValueError(f"trials: expected shape ({n}, {d}), (1, {d}) or ({n}, 1), got shape {trials.shape}")
-    _settings.not_negative(trials, "trials")
-    if _checks.concrete(trials) and np.all(np.asarray(trials) > 0):
-        return trials, missing
-    numpy = np if isinstance(trials, np.ndarray) else jnp
-    none = numpy.broadcast_to(trials == 0, (n, d))
-    return numpy.where(trials == 0, 1, trials), none if missing is None else none | missing
-
-
-def _offset(offset: Any, missing: Any, n: int, d: int) -> Any:
-    """(N, 1), (N, d) or (1, d)."""
-    if offset is None:
-        return None
-    offset = _checks.array(offset, "offset")
-    if offset.shape == (n,):
-        offset = offset[:, None]
-    if offset.ndim != 2 or offset.shape not in ((n, 1), (n, d), (1, d)):
-        advice = ""
-        if offset.shape == (d,):
-            advice = "; for one a column, offset[None]"
-        raise ValueError(
-            f"offset: expected shape ({n},) or ({n}, 1), one a row, ({n}, {d}), or (1, {d}), one a column, "
-            f"got shape {offset.shape}{advice}"
-        )
-    if missing is not None and _checks.concrete((offset, missing)):  # nothing is asked of what is not looked at
-        full = np.broadcast_to(np.asarray(offset), (n, d))
-        if not np.isfinite(full).all():
-            offset = np.where(np.asarray(missing), np.zeros((), offset.dtype), full)
-    _checks.finite(offset, "offset")
-    return offset
 
 
 def as_rows(x: Any) -> Rows:
@@ -239,6 +170,14 @@ def check_rows(rows: Rows, family: Family, num_covariates: int | None = None, na
         raise ValueError(f"{name}: {family!r} has its trials from the rows: Rows(x, trials=...), got none")
     if rows.trials is not None and not family.needs_trials:
         raise ValueError(f"trials: {family!r} takes none from the rows; Binomial(None) does")
+    for row, column in rows.without_trials:
+        member = family.of_column(column)
+        if not member.needs_trials:
+            raise ValueError(
+                f"trials: expected 1 in a column of {member!r}, which takes none from the rows, got 0 at "
+                f"[{row}, {column}]{_frames.shown(column, rows.column_names)}; what is missing there goes in as "
+                "Rows(x, missing=...)"
+            )
     if num_covariates is not None and rows.num_covariates != num_covariates:
         raise ValueError(
             f"covariates: the decoder has coefficients for {num_covariates}, the rows bring {rows.num_covariates}"
@@ -253,13 +192,26 @@ def entered(rows: Rows, family: Family | None, dtype: DTypeLike) -> Rows:
         out = out.replace(missing=jnp.asarray(rows.missing))
     if out.weight is None:
         out = out.replace(weight=jnp.ones(out.num_rows, dtype))
-    if out.missing is None or family is None:
-        return out
-    filler = family.for_rows(out).mean(jnp.zeros((1, out.num_columns), dtype))
-    fields = {"x": jnp.where(out.missing, filler, out.x)}
-    if out.offset is not None:
-        fields["offset"] = jnp.where(out.missing, 0.0, out.offset)
-    return out.replace(**fields)
+    return out if family is None else filled(out, family)
+
+
+def filled(rows: Rows, family: Family) -> Rows:
+    """The rows with a value of the support, and no offset, where an entry is missing."""
+    if rows.missing is None:
+        return rows
+    filler = family.for_rows(rows).mean(jnp.zeros((1, rows.num_columns), rows.dtype))
+    fields = {"x": jnp.where(rows.missing, filler, rows.x)}
+    if rows.offset is not None:
+        fields["offset"] = jnp.where(rows.missing, 0.0, rows.offset)
+    return rows.replace(**fields)
+
+
+def without_idle(rows: Rows) -> Rows:
+    """The rows with all that has weight 0 missing: gradients of a masked sum are NaN where what it masks overflows."""
+    if rows.weight is None:
+        return rows
+    idle = jnp.broadcast_to((rows.weight <= 0)[:, None], rows.x.shape)
+    return rows.replace(missing=idle if rows.missing is None else rows.missing | idle)
 
 
 def observed(rows: Rows, values: Array) -> Array:

@@ -315,7 +315,8 @@ def test_the_first_bad_entry_of_many_rows_is_found(row):
         with pytest.raises(ValueError, match=message + re.escape(f" at [{row}, 1]")):
             glmvae.moments(changed(good, (row, 1), value), family=family)
     trials = np.full(good.shape, 3, np.float32)
-    with pytest.raises(ValueError, match=re.escape(f"got 3 at [{row}, 1]")):  # one trial fewer in that entry alone
+    message = f"[0, 2] of Binomial(trials=None), the entry having 2 trials, got 3 at [{row}, 1]"
+    with pytest.raises(ValueError, match=re.escape(message)):  # one trial fewer in that entry alone
         glmvae.moments(Rows(good + 3, trials=changed(trials, (row, 1), 2.0)), family=Binomial(None))
 
 

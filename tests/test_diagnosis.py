@@ -223,7 +223,11 @@ def test_coin_flips_are_noise_although_all_units_are_active(dtype):
     assert int(report.active_units) == int(report.null_active_units) == 20
     assert int(report.units_above_noise) == int(report.directions_above_noise) == 0
     text = " ".join(repr(report).split())
-    assert "0 of these 20" in text
+    edge = float(report.noise_edge)
+    wanted = (
+        f"0 of these 20; 0 eigenvalues exceed the edge of noise {edge:.4g}, which columns without anything in common"
+    )
+    assert wanted in text
     assert "nothing stands above noise" in text
     assert "latent_dim=0" in text
     # Three factors among the same flips are found
@@ -231,7 +235,13 @@ def test_coin_flips_are_noise_although_all_units_are_active(dtype):
     x = (np.random.default_rng(3).logistic(size=x.shape) < 0.7 * z).astype(dtype)
     found = diagnose(moments(x, family=Bernoulli()), Bernoulli(), 20)
     assert int(found.directions_above_noise) == 3
-    assert "latent_dim=3 keeps what stands above noise" in " ".join(repr(found).split())
+    text = " ".join(repr(found).split())
+    assert "latent_dim=3 keeps what stands above noise" in text
+    left = float(found.noise_edge)
+    assert left < edge  # what the three explain is taken off
+    assert (
+        f"; 3 eigenvalues exceed the edge of noise {left:.4g}, which columns with nothing more in common reach" in text
+    )
 
 
 @pytest.mark.any_precision
@@ -355,6 +365,14 @@ def test_a_learned_dispersion_with_missing_entries(dtype):
     share = np.mean(~missing, axis=0)
     s = np.cov(residual.T, bias=True) / np.sqrt(np.outer(share, share)) / phi
     np.testing.assert_allclose(report.collapse_onset, np.linalg.eigvalsh(s)[-1], rtol=1e-9)
+
+
+def test_rows_that_do_not_vary_say_what_their_moments_do(dtype):
+    x = np.tile([[1.0, -2.0, 0.5]], (9, 1)).astype(dtype)
+    for found in (diagnose(x, Gaussian(), 1), diagnose(Rows(x, missing=np.zeros(x.shape, bool)), Gaussian(), 1)):
+        assert found.collapse_elbo == np.inf
+        assert found.collapse_onset == 0
+        assert found.constant_columns.all()
 
 
 # The report -----------------------------------------------------------------------------------------------

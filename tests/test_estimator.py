@@ -159,6 +159,17 @@ def test_parts_are_fit_as_the_whole():
             half = clone(whole).partial_fit(BINARY[:50]).transform(BINARY)
             assert np.max(np.abs(half - whole.transform(BINARY))) > 1e-2  # the control
             assert whole.fit(BINARY[:50]).moments_.count == 50  # fit begins again
+        poisson, more = clone(whole).set_params(family="poisson"), np.ones((N, 1))
+        poisson.moments_ = whole.moments_
+        changed = r"^family: expected Bernoulli\(\) as of the rows before, got Poisson\(\); `fit` begins anew"
+        all_refused(
+            [
+                (lambda: poisson.partial_fit(COUNTS), ValueError, changed),
+                (lambda: whole.partial_fit(BINARY, covariates=more), ValueError, "^covariates: expected 0 as of .* 1;"),
+                (lambda: whole.partial_fit(BINARY, offset=OFFSET), ValueError, "^offset: expected none as of .* one;"),
+            ]
+        )
+        assert not hasattr(poisson, "family_")  # nothing of what is refused is kept
     exact = AffineVAE(method="exact")
     assert not hasattr(exact, "partial_fit")
     with pytest.raises(AttributeError) as error:
@@ -183,6 +194,8 @@ def test_a_table_goes_in_and_comes_out():
     np.testing.assert_allclose(found, posterior(again, TABLE.to_numpy(float)).mean, rtol=1e-4, atol=1e-5)
     by_index = AffineVAE(K, family=[(Bernoulli(), 0), ("poisson", [1]), ("gaussian", range(2, 4))], dispersion=0.5)
     np.testing.assert_array_equal(by_index.fit(TABLE).components_, vae.components_)
+    by_column = AffineVAE(K, family=KINDS, dispersion={"bmi": 0.25, 2: 0.5, "ill": 2}).fit(TABLE)
+    np.testing.assert_array_equal(by_column.dispersion_, [2.0, 1.0, 0.5, 0.25])
     other = AffineVAE(K, family=KINDS, dispersion=0.5).fit(TABLE[["age", "ill", "bmi", "visits"]])
     assert other.family_.of_column(3) == Poisson()
 
@@ -272,10 +285,22 @@ def test_a_bad_argument_is_named():
             (fitting(family={"gaussian": ["age"]}), ValueError, '^family: .*no column names to look "age" up'),
             (fitting(TABLE, family={"gaussian": ["age", "ag"]}), ValueError, '^family: .*"ag", of which there are 0'),
             (fitting(TABLE, family={"gaussian": ["age"]}), ValueError, '^family: .*none for column "ill"'),
+            (fitting(TABLE, family={"poisson": "aa", "bernoulli": [*TABLE]}), ValueError, '^family: .*"aa", of which'),
+            (fitting(TABLE, family={"poisson": ["ill"]}), ValueError, '^family: .*none for column "visits"'),
+            (fitting(TABLE.where(TABLE.age > 0), family={"poison": [*TABLE]}), ValueError, "^family: .*'poison'"),
             (fitting(family=[("gaussian", range(5)), ("poisson", 4)]), ValueError, "column 4 more than once"),
             (fitting(family=[("gaussian", [5])]), ValueError, "^family: expected indices from 0 to 4, got 5"),
             (fitting(family=[("gaussian", [0.5])]), TypeError, "^family: expected names or indices .*0.5"),
             (fitting(TABLE, family=KINDS), ValueError, "^dispersion"),
+            (fitting(TABLE, family=KINDS, dispersion={"age": 0.5}), ValueError, '^dispersion: .*none for column "bmi"'),
+            (fitting(TABLE, family=KINDS, dispersion={"ag": 0.5}), ValueError, '^dispersion: .*"ag", of which there'),
+            (fitting(TABLE, family=KINDS, dispersion={"age": 1, 2: 1}), ValueError, '^dispersion: .*"age" more'),
+            (fitting(TABLE, family=KINDS, dispersion={"age": "1"}), TypeError, "^dispersion: .* '1' for 'age'"),
+            (
+                fitting(TABLE, dispersion={"age": -1.0} | dict.fromkeys([0, 1, 3], 1)),
+                ValueError,
+                r"^dispersion: .*\[2\]",
+            ),
             (fitting(table), TypeError, '^X: .*str in column "town"; encode it'),
             (
                 fitting(TABLE.assign(age=TABLE.age.where(TABLE.index != 3))),
@@ -283,7 +308,16 @@ def test_a_bad_argument_is_named():
                 r'^X: .* got NaN at \[3, 2\] \(column "age"\); method="exact" takes missing entries',
             ),
             (fitting(TABLE.assign(age=np.nan), method="exact"), ValueError, r'none at \[2\] \(column "age"\)'),
-            (fitting(np.where(GAUSSIAN > 2, np.inf, GAUSSIAN), method="exact"), ValueError, "infinity"),
+            (
+                fitting(np.where(GAUSSIAN > 2, np.inf, GAUSSIAN), method="exact"),
+                ValueError,
+                r"^X: .*infinity at \[0, 1\]",
+            ),
+            (
+                fitting(TABLE.assign(age=TABLE.age.where(TABLE.index != 3, -np.inf))),
+                ValueError,
+                r'^X: expected finite numbers, got -infinity at \[3, 2\] \(column "age"\)',
+            ),
             (fitting(Rows(GAUSSIAN)), TypeError, "^X: expected a table, got Rows; an offset, .* are arguments"),
             (fitting(2 + BINARY, family="bernoulli"), ValueError, r"got 3 at \[0, \d\]|got 2 at \[0, 0\]"),
             (fitting(TABLE.abs() + 2, family="bernoulli"), ValueError, r'\[0, 0\] \(column "ill"\)'),

@@ -63,6 +63,40 @@ def test_a_closed_form_starts_from_what_was_observed():
     trials[0] = 0  # of no trials nothing is known either
     share = AffineVAE(1, family="binomial", method="exact", tolerance=1e-2).fit(x, trials=trials)
     assert not share.transform(x, trials=trials)[0].any()
+    message = (
+        r'^trials: expected numbers above 0, got 0 at \[0, 0\], a missing entry; method="exact" takes missing entries'
+    )
+    closed = AffineVAE(1, family="binomial").fit(x, trials=np.where(trials == 0, 3, trials))
+    all_refused(
+        [
+            (lambda: closed.transform(x, trials=trials), ValueError, message),
+            (lambda: closed.fit(x, trials=trials), ValueError, message),
+            (lambda: closed.partial_fit(x, trials=trials), ValueError, message),
+        ]
+    )
+
+
+def test_names_beside_a_table_are_held_to_its_own_and_to_those_of_the_fit():
+    x, known = pd.DataFrame(ETA, columns=[*"abcde"]), pd.DataFrame(ETA[:, :2], columns=["age", "treat"])
+    vae = AffineVAE(1).fit(x, covariates=known)
+    assert vae.covariate_names_in_ == ("age", "treat")
+    z, turned, wild = vae.transform(x, covariates=known), known[["treat", "age"]], known.mask(known == ETA[7, 1])
+    order = '^covariates: expected those of the fit, "age" at 0, got "treat"$'
+    moved, other = ': expected the columns of X, "a" at 0, got "b"$', x[[*"bacde"]]
+    all_refused(
+        [
+            (lambda: vae.score(x, covariates=turned), ValueError, order),
+            (lambda: vae.transform(x, covariates=turned), ValueError, order),
+            (lambda: vae.inverse_transform(z, covariates=turned), ValueError, order),
+            (lambda: vae.sample(N, covariates=turned), ValueError, order),
+            (lambda: vae.partial_fit(x, covariates=turned), ValueError, order),
+            (lambda: AffineVAE(1).fit(x, offset=other), ValueError, "^offset" + moved),
+            (lambda: AffineVAE(1, family="binomial").fit(x.abs(), trials=other.abs()), ValueError, "^trials" + moved),
+            (lambda: AffineVAE(1).fit(x, covariates=wild), ValueError, r'^covariates: .*\[7, 1\] \(column "treat"\)$'),
+        ]
+    )
+    np.testing.assert_array_equal(vae.transform(x, covariates=known.to_numpy()), z)
+    assert AffineVAE(1).fit(x, covariates=known.to_numpy()).covariate_names_in_ is None
 
 
 def test_only_the_exact_method_says_that_it_takes_nan():

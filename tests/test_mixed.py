@@ -12,6 +12,7 @@ from glmvae import (
     Affine,
     AffineModel,
     Objective,
+    Rows,
     activity,
     activity_path,
     affine_posterior,
@@ -416,6 +417,44 @@ def test_the_name():
     assert repr(Mixed([(Poisson(), range(7))])) == "Mixed([(Poisson(), slice(0, 7))])"
 
 
+def left_by_the_model(optimum, x, columns):
+    """What the model leaves of each of the columns on average, and of that the part at the posterior mean."""
+    q, loadings = optimum.posterior, np.asarray(optimum.loadings)[columns]
+    at_mean = np.mean((x - np.asarray(optimum.decoder(q.mean)))[:, columns] ** 2, axis=0)
+    return at_mean + np.mean(np.einsum("jk,ikl,jl->ij", loadings, q.covariance, loadings), axis=0), at_mean
+
+
+@pytest.mark.any_precision
+def test_the_noise_of_gaussian_columns_is_found_by_repeating(dtype):
+    """phi_j = mean (x - m)^2 + v, the M-step of EM, on the page of mixed tables; the square alone goes below."""
+    rng, gaussian = np.random.default_rng(0), np.arange(4)
+    eta = rng.normal(size=(3000, 1)) @ [[1.0, -0.8, 1.2, 0.7, 1.5, -1.0, 1.2, 2.0, 0.6]]
+    x = eta + np.sqrt(0.5) * rng.normal(size=eta.shape)
+    x[:, 4:8] = rng.logistic(size=(3000, 4)) < eta[:, 4:8]
+    x[:, 8] = rng.poisson(np.exp(eta[:, 8]))
+    x = x.astype(dtype)
+    family = Mixed([(Gaussian(), gaussian), (Bernoulli(), range(4, 8)), (Poisson(), [8])])
+
+    def still(which):
+        best = refine(fit(x, family, 1, dispersion=1.0, expand_at="null"), x, tolerance=1e-4)
+        elbos, noise = [float(best.elbo)], np.ones(9, dtype)
+        for _ in range(6):
+            noise[gaussian] = left_by_the_model(best, x, gaussian)[which]
+            best = refine(best, x, dispersion=noise, tolerance=1e-4)
+            elbos.append(float(best.elbo))
+        return elbos, noise[gaussian], best
+
+    elbos, noise, best = still(0)
+    assert np.all(np.diff(elbos) > -1e-4)
+    # 4 standard errors of a variance with 3000 degrees of freedom
+    np.testing.assert_allclose(noise, 0.5, rtol=4 * np.sqrt(2 / 3000))
+    at_mean = left_by_the_model(best, x, gaussian)[1]
+    assert np.all(at_mean < 0.93 * noise)  # although the noise is right
+    fallen, too_little, _ = still(1)
+    assert np.min(too_little) < 0.2
+    assert fallen[-1] < elbos[-1] - 0.01
+
+
 # Errors ---------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +477,24 @@ def test_data_out_of_the_support_of_their_member(dtype):
         TABLE.validate(bad)
     bad[0, 2] = -1e3  # a real column takes it
     TABLE.validate(bad)
+
+
+@pytest.mark.float64
+def test_trials_are_for_the_columns_of_the_binomial_alone(dtype):
+    family = Mixed([(Bernoulli(), [0]), (Binomial(None), [3, 1]), (Gaussian(), [4, 2])])
+    x, trials = table(dtype), np.where(np.arange(COLUMNS) % 2, 9.0, 1.0).astype(dtype)
+    trials = np.tile(trials, (ROWS, 1))
+
+    def found(trials):
+        return float(fit(Rows(x, trials=trials), family, UNITS, dispersion=1.0).elbo_taylor)
+
+    other = trials.copy()
+    other[:, [0, 2, 4]] = np.arange(2.0, 5.0)
+    assert found(other) == found(trials)
+    assert found(2 * trials) != found(trials)  # the control
+    other[7, 4] = 0
+    with pytest.raises(ValueError, match=r"trials: expected 1 in a column of Gaussian\(\).* got 0 at \[7, 4\]"):
+        found(other)
 
 
 @pytest.mark.any_precision

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from tables import all_refused
 
@@ -77,6 +78,26 @@ def test_another_shape_or_value_is_refused_by_name():
             (lambda: Rows(X, weight=at(N, 4, -1)), ValueError, r"weight: .*at \[4\]"),
             (lambda: Rows(X, weight=at(N, 4, np.nan)), ValueError, r"weight: .*nan at \[4\]"),
             (lambda: Rows(X, weight=0 * ONE), ValueError, "weight: expected a positive sum, got 0"),
+        ]
+    )
+
+
+@pytest.mark.any_precision
+def test_tables_beside_x_have_its_columns_in_its_order():
+    x, names = pd.DataFrame(X, columns=[*"abc"]), [*"bac"]
+    order, wild = r': expected the columns of x, "a" at 0, got "b"$', x.mask(x == X[2, 1])
+    kept = Rows(x, trials=x, missing=x > 2, offset=x.to_numpy())
+    np.testing.assert_array_equal(kept.trials, X)
+    one = Rows(x, trials=x.add_suffix("_trials"), offset=x[["b"]])  # other names stand where they stand
+    assert (one.trials.shape, one.offset.shape) == ((N, D), (N, 1))
+    Rows(X, trials=x[names])  # x has none
+    all_refused(
+        [
+            (lambda: Rows(x, missing=x[names] > 2), ValueError, "^missing" + order),
+            (lambda: Rows(x, trials=x[names]), ValueError, "^trials" + order),
+            (lambda: Rows(x, offset=x[names]), ValueError, "^offset" + order),
+            (lambda: Rows(X, covariates=wild), ValueError, r'^covariates: .*got nan at \[2, 1\] \(column "b"\)$'),
+            (lambda: Rows(X, offset=wild), ValueError, r'^offset: .*got nan at \[2, 1\] \(column "b"\)$'),
         ]
     )
 
@@ -194,6 +215,11 @@ def test_rows_bring_what_the_family_and_the_decoder_need_and_no_more():
     check_rows(trials, MIXED)
     check_rows(Rows(X, covariates=np.ones((N, 2))), Poisson(), 2)
     check_rows(Rows(X, covariates=np.ones((N, 2))), Poisson())  # any number
+    none, hidden, idle = at((N, D), (4, 0), 0), at((N, D), (3, 2), True, bool), at((N, D), (3, 2), 0)
+    check_rows(Rows(X, trials=none), MIXED)  # a column of the binomial
+    check_rows(Rows(X, trials=idle, missing=hidden), MIXED)  # which hides nothing
+    unknown = r"trials: expected 1 in a column of Gamma\(\), which takes none from the rows, got 0 at \[3, 2\]"
+    named = Rows(pd.DataFrame(X, columns=[*"abc"]), trials=idle)
     of_four, one = NegativeBinomial(np.ones(4)), Rows(X, covariates=np.ones((N, 1)))
     wanting, of_the_decoder = r"Rows\(x, trials=\.\.\.\), got none", "covariates: the decoder has coefficients for"
     all_refused(
@@ -202,6 +228,9 @@ def test_rows_bring_what_the_family_and_the_decoder_need_and_no_more():
             (lambda: check_rows(Rows(X), MIXED), ValueError, "x: Mixed.*" + wanting),
             (lambda: check_rows(trials, Binomial(4)), ValueError, r"trials: .* takes none.*Binomial\(None\) does"),
             (lambda: check_rows(trials, Poisson()), ValueError, r"trials: Poisson\(\) takes none"),
+            (lambda: check_rows(Rows(X, trials=idle), MIXED), ValueError, unknown + "; what is missing there"),
+            (lambda: check_rows(named.map(np.asarray), MIXED), ValueError, unknown),
+            (lambda: check_rows(named, MIXED), ValueError, unknown + r' \(column "c"\)'),
             (lambda: check_rows(Rows(X), of_four), ValueError, r"x: expected 4 columns.*got shape \(6, 3\)"),
             (lambda: check_rows(Rows(X), Poisson(), 2), ValueError, of_the_decoder + " 2, the rows bring 0"),
             (lambda: check_rows(one, Poisson(), 0), ValueError, of_the_decoder + " 0, the rows bring 1"),

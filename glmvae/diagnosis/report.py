@@ -36,7 +36,8 @@ class Diagnosis(NamedTuple):
         active_units, null_active_units: their numbers above 0.
         refined_active_units: the number at the refined optimum; None if not asked for.
         correlation_eigenvalues: (d,) descending, of the correlations of the columns, of their scores at the null model.
-        noise_edge: what columns without anything in common reach there by chance, see :mod:`glmvae.diagnosis.noise`.
+        noise_edge: what columns reach there by chance with nothing more in common than the directions above it: lower
+            than for columns without anything in common where there are such, see :mod:`glmvae.diagnosis.noise`.
         directions_above_noise: how many exceed it, whatever beta and ``latent_dim``.
         collapse_onset: the beta from which all units pruned is a local optimum of the exact ELBO.
         collapse_elbo: the beta-ELBO with all units pruned, nats per row, exact.
@@ -188,9 +189,10 @@ def _counts(d: Diagnosis) -> str:
 def _noise(d: Diagnosis) -> str:
     expected, above = int(d.expected_units), int(d.directions_above_noise)
     exceed = f"{above} eigenvalue{'s exceed' if above != 1 else ' exceeds'}"
+    shared = "with nothing more in common" if above else "without anything in common"
     return (
-        f"{min(expected, above)} of these {expected}; {exceed} {float(d.noise_edge):.4g}, which columns without "
-        "anything in common reach by chance"
+        f"{min(expected, above)} of these {expected}; {exceed} the edge of noise {float(d.noise_edge):.4g}, which "
+        f"columns {shared} reach by chance"
     )
 
 

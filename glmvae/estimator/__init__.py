@@ -11,19 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from glmvae import _frames, _settings
+from glmvae import _settings
 from glmvae._optional import optional
 from glmvae.ascent import best_posterior, refine
 from glmvae.elbo import elbo_exact
 from glmvae.estimator import parts
 from glmvae.estimator.generation import mean_given, sample_given
-from glmvae.estimator.named_families import dispersion_of, family_of, is_never_negative
-from glmvae.families import Family
+from glmvae.estimator.incoming import FLOATS, beside, refuse_without_trials, rows_to_ask, rows_to_fit
+from glmvae.estimator.named_families import dispersion_of, is_never_negative
 from glmvae.jaakkola import tighten
 from glmvae.likelihood import log_likelihood
 from glmvae.optimum import AffineOptimum, fit, posterior
 from glmvae.refined import RefinedOptimum
-from glmvae.rows import Rows, named
+from glmvae.rows import Rows
 from glmvae.sources import as_source, brought_by
 from glmvae.statistics import Moments, merge
 from glmvae.variational import Posterior
@@ -32,8 +32,6 @@ _NEEDED_BY = "glmvae.estimator"
 _base: Any = optional("sklearn.base", _NEEDED_BY, "sklearn")
 _metaestimators: Any = optional("sklearn.utils.metaestimators", _NEEDED_BY, "sklearn")
 _validation: Any = optional("sklearn.utils.validation", _NEEDED_BY, "sklearn")
-
-_FLOATS = (np.float64, np.float32)
 
 
 class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _base.BaseEstimator):
@@ -52,8 +50,9 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
             from moments, for binary and Gaussian columns; ``"exact"``, :func:`~glmvae.refine`, passes over the rows,
             and takes NaN (or what is masked) as a missing entry, in ``fit`` and in whatever else takes rows.
         expand_at: as in :func:`~glmvae.fit`; of ``"exact"`` it is a start only.
-        dispersion: as in :func:`~glmvae.fit`. Where only some columns leave theirs open a scalar is for these. With
-            ``"exact"`` also ``"estimate"`` (Gaussian, Gamma).
+        dispersion: as in :func:`~glmvae.fit`. Where only some columns leave theirs open a scalar is for these, and
+            ``{column: value}``, of names or indices, gives each its own. With ``"exact"`` also ``"estimate"``
+            (Gaussian, Gamma).
         scoring: what ``score`` and ``score_samples`` give: ``"elbo"``, or ``"likelihood"``, by importance sampling
             (:func:`~glmvae.log_likelihood`).
         num_samples: draws a row of ``scoring="likelihood"``.
@@ -71,6 +70,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         moments_: of all rows so far, what ``partial_fit`` adds to; None after ``"exact"``.
         family_: the family, of all columns.
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+        covariate_names_in_: names of a table's covariates, which are refused in another order; None of an array.
 
     Raises:
         ValueError, TypeError: at ``fit``, bad parameters and data; NaN of every method but ``"exact"``, a column of
@@ -135,7 +135,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         sample_weight: Any = None,
     ) -> AffineVAE:
         """Fit to rows, (N, d); what else they bring is as in :class:`~glmvae.Rows`, and ``transform`` wants it too."""
-        rows = self._start(X, 2, True, offset, covariates, trials, sample_weight)
+        brought = {"offset": offset, "covariates": covariates, "trials": trials}
+        rows = rows_to_fit(self, X, 2, True, sample_weight=sample_weight, **brought)
         if self.method != "exact":
             return self._keep(self._from_moments(parts.moments_of(rows, self.family_), rows))
         self.moments_: Any = None
@@ -156,7 +157,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
     ) -> AffineVAE:
         """Fit to these rows and all before, by merged moments: one eigendecomposition a call, nothing forgotten."""
         first = getattr(self, "moments_", None) is None
-        rows = self._start(X, 1, first, offset, covariates, trials, sample_weight)
+        brought = {"offset": offset, "covariates": covariates, "trials": trials}
+        rows = rows_to_fit(self, X, 1, first, sample_weight=sample_weight, **brought)
         new = parts.moments_of(rows, self.family_)
         return self._keep(self._from_moments(new if first else merge(self.moments_, new), None))
 
@@ -177,8 +179,10 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
     def transform(self, X: Any, *, offset: Any = None, covariates: Any = None, trials: Any = None) -> Any:
         """Posterior means of rows, (N, kappa)."""
         _validation.check_is_fitted(self)
-        rows = self._rows(X, 1, False, offset, covariates, trials, None)
+        rows = rows_to_ask(self, X, offset=offset, covariates=covariates, trials=trials)
         closed = isinstance(self.optimum_, AffineOptimum)
+        if closed:
+            refuse_without_trials(rows)
         found: Posterior = posterior(self.optimum_, rows) if closed else best_posterior(self.optimum_, rows)
         return np.asarray(found.mean)
 
@@ -187,16 +191,18 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
     ) -> np.ndarray:
         """Means of x, (N, d), at points of the latent space, (N, kappa)."""
         _validation.check_is_fitted(self)
-        z = _validation.check_array(X, dtype=_FLOATS, input_name="X", ensure_min_features=0)
+        z = _validation.check_array(X, dtype=FLOATS, input_name="X", ensure_min_features=0)
         if z.shape[1] != self._n_features_out:
             raise ValueError(f"X: expected {self._n_features_out} columns, one a component, got shape {z.shape}")
-        return np.asarray(mean_given(self.optimum_, z, offset=offset, covariates=covariates, trials=trials))
+        brought = beside(self, offset=offset, covariates=covariates, trials=trials)
+        return np.asarray(mean_given(self.optimum_, z, **brought))
 
     def score_samples(self, X: Any, *, offset: Any = None, covariates: Any = None, trials: Any = None) -> np.ndarray:
         """The ELBO of every row at beta = 1, or its log-likelihood, (N,), in nats."""
         _validation.check_is_fitted(self)
         parts.check_words(self.method, self.scoring, self.dispersion)
-        rows: Any = as_source(self._rows(X, 1, False, offset, covariates, trials, None), like=self.optimum_)
+        rows: Any = rows_to_ask(self, X, offset=offset, covariates=covariates, trials=trials)
+        rows = as_source(rows, like=self.optimum_)
         model = self.optimum_.model.with_beta(1.0)
         if self.scoring == "elbo":
             return np.asarray(elbo_exact(model, rows, best_posterior(model, rows)))
@@ -230,7 +236,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         n_samples = _settings.integer(n_samples, "n_samples")
         of_z, of_x = jax.random.split(self._key(random_state))
         z = jax.random.normal(of_z, (n_samples, self._n_features_out), self.components_.dtype)
-        brought = {"offset": offset, "covariates": covariates, "trials": trials}
+        brought = beside(self, offset=offset, covariates=covariates, trials=trials)
         return np.asarray(sample_given(of_x, self.optimum_, z, **brought))
 
     @property
@@ -241,33 +247,9 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = is_never_negative(self.family)
         tags.input_tags.allow_nan = self.method == "exact"
-        computed = {np.dtype(jax.dtypes.canonicalize_dtype(dtype)).name for dtype in _FLOATS}
+        computed = {np.dtype(jax.dtypes.canonicalize_dtype(dtype)).name for dtype in FLOATS}
         tags.transformer_tags.preserves_dtype = sorted(computed)
         return tags
-
-    def _start(self, X: Any, least: int, reset: bool, *brought: Any) -> Any:
-        """The rows to fit, with all parameters checked."""
-        parts.check_words(self.method, self.scoring, self.dispersion)
-        rows = self._rows(X, least, reset, *brought)
-        self.family_: Family = family_of(self.family, rows.num_columns, rows.column_names)
-        _settings.latent_dim(self.n_components, rows.num_columns, "n_components", least=0)
-        return rows
-
-    def _rows(
-        self, X: Any, least: int, reset: bool, offset: Any, covariates: Any, trials: Any, sample_weight: Any
-    ) -> Any:
-        """Rows as the library has them, looked at as scikit-learn does it."""
-        options = {"dtype": _FLOATS, "ensure_all_finite": "allow-nan", "ensure_min_samples": least}
-        x = _validation.validate_data(self, parts.entering(X), reset=reset, **options)
-        names = getattr(self, "feature_names_in_", None)
-        missing = parts.missing_of(x, names, allowed=self.method == "exact")
-        if is_never_negative(self.family):
-            parts.check_not_negative(x, names)
-        if sample_weight is not None:
-            sample_weight = _validation._check_sample_weight(sample_weight, x)
-        brought = {"offset": offset, "covariates": covariates, "trials": trials, "missing": missing}
-        rows = Rows(x, weight=sample_weight, **brought)
-        return named(rows, None if names is None else _frames.ColumnNames(names))
 
     def _key(self, random_state: Any) -> jax.Array:
         return parts.key_of(_validation.check_random_state(random_state))
@@ -276,7 +258,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         return {"tolerance": self.tolerance, "max_rounds": self.max_rounds}
 
     def _closed_form(self, data: Rows | Moments) -> AffineOptimum:
-        phi = dispersion_of(self.family_, self.dispersion)
+        names = getattr(self, "feature_names_in_", None)
+        phi = dispersion_of(self.family_, self.dispersion, self.n_features_in_, names)
         return fit(data, self.family_, self.n_components, beta=self.beta, dispersion=phi, expand_at=self.expand_at)
 
     def _from_moments(self, data: Moments, rows: Rows | None) -> AffineOptimum | RefinedOptimum:

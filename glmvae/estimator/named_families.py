@@ -50,17 +50,48 @@ def family_of(value: Any, columns: int, names: tuple[str, ...] | None) -> Family
     return Mixed([(_member(family), group) for (family, _), group in zip(pairs, groups, strict=True)])
 
 
-def dispersion_of(family: Family, dispersion: ArrayLike | str | None) -> ArrayLike | None:
-    """A scalar, where only some columns leave their dispersion open, is for these alone; all else as it is.
+def dispersion_of(
+    family: Family, dispersion: Any, columns: int | None = None, names: tuple[str, ...] | None = None
+) -> ArrayLike | None:
+    """A scalar, where only some columns leave their dispersion open, is for these alone; ``{column: value}``, of names
+    or indices, is for the columns it names; all else as it is.
 
     One to be estimated starts as ``fit`` has it, or at 1.
+
+    Raises:
+        ValueError: a column that is not there, or there twice; one that leaves its dispersion open and gets none. It
+            names it.
+        TypeError: a value that is no number.
     """
+    if isinstance(dispersion, Mapping):
+        return _of_columns(family, dispersion, family.columns or columns or 0, names)
     if isinstance(dispersion, str):
         dispersion = None if family.is_quadratic else 1.0
     if dispersion is None or np.ndim(dispersion) or family.columns is None:
         return dispersion
     fixed = np.array([family.of_column(column).fixed_dispersion is not None for column in range(family.columns)])
     return dispersion if fixed.all() else np.where(fixed, 1.0, dispersion)
+
+
+def _of_columns(
+    family: Family, dispersion: Mapping[Any, Any], columns: int, names: tuple[str, ...] | None
+) -> np.ndarray:
+    """One value a column, 1 where the family fixes it and none is given."""
+    given: dict[int, float] = {}
+    for column, value in dispersion.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            raise TypeError(f"dispersion: expected a number for each column, got {value!r} for {column!r}")
+        index = _index(column, columns, names, "dispersion")
+        if index in given:
+            raise ValueError(f"dispersion: expected a column once, got {_shown(index, names)} more than once")
+        given[index] = float(value)
+    for column in range(columns):
+        if column not in given and family.of_column(column).fixed_dispersion is None:
+            raise ValueError(
+                f"dispersion: expected a value for every column that leaves it open, got none for "
+                f"{_shown(column, names)} of {family.of_column(column)!r}"
+            )
+    return np.array([given.get(column, 1.0) for column in range(columns)])
 
 
 def is_never_negative(value: Any) -> bool:
@@ -99,18 +130,18 @@ def _each(columns: Any) -> list[Any]:
     return list(columns)
 
 
-def _index(column: Any, columns: int, names: tuple[str, ...] | None) -> int:
+def _index(column: Any, columns: int, names: tuple[str, ...] | None, what: str = "family") -> int:
     if isinstance(column, str):
         if names is None:
-            raise ValueError(f'family: expected indices, X has no column names to look "{column}" up in')
+            raise ValueError(f'{what}: expected indices, X has no column names to look "{column}" up in')
         found = [j for j, name in enumerate(names) if name == column]
         if len(found) != 1:
-            raise ValueError(f'family: expected names of columns of X, got "{column}", of which there are {len(found)}')
+            raise ValueError(f'{what}: expected names of columns of X, got "{column}", of which there are {len(found)}')
         return found[0]
     if isinstance(column, bool | np.bool_) or not isinstance(column, int | np.integer):
-        raise TypeError(f"family: expected names or indices of columns, got {column!r}")
+        raise TypeError(f"{what}: expected names or indices of columns, got {column!r}")
     if not 0 <= column < columns:
-        raise ValueError(f"family: expected indices from 0 to {columns - 1}, got {column}")
+        raise ValueError(f"{what}: expected indices from 0 to {columns - 1}, got {column}")
     return int(column)
 
 

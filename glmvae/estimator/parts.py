@@ -1,4 +1,4 @@
-"""Parts of the estimator that need no scikit-learn: its words checked, tables looked at, moments, keys."""
+"""Parts of the estimator that need no scikit-learn: its words checked, moments, keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from glmvae import _frames
 from glmvae.entries import refuse_empty
 from glmvae.families import Family
 from glmvae.rows import Rows, named
@@ -33,49 +32,6 @@ def _check_word(value: Any, words: tuple[str, ...], name: str) -> None:
     if not (isinstance(value, str) and value in words):
         listed = ", ".join(f'"{word}"' for word in words)
         raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
-
-
-def entering(X: Any) -> Any:
-    """A table as it is, its columns looked at; what an array masks is NaN.
-
-    Raises:
-        TypeError: Rows; a column that holds no numbers.
-    """
-    if isinstance(X, Rows):
-        raise TypeError("X: expected a table, got Rows; an offset, covariates and trials are arguments beside X")
-    if _frames.is_table(X):
-        _frames.values_of(X, "X")  # what is no number is named by its column
-    return np.ma.filled(X.astype(np.float64), np.nan) if isinstance(X, np.ma.MaskedArray) else X
-
-
-def check_not_negative(x: np.ndarray, column_names: Any) -> None:
-    """Nothing below 0, in scikit-learn's words.
-
-    Raises:
-        ValueError: it names the first entry.
-    """
-    if np.any(x < 0):
-        row, column = (int(i) for i in np.argwhere(x < 0)[0])
-        where = f"{x[row, column]:g} at [{row}, {column}]{_frames.shown(column, column_names)}"
-        raise ValueError(f"Negative values in data passed to AffineVAE (input X), the first {where}")
-
-
-def missing_of(x: np.ndarray, column_names: Any, *, allowed: bool) -> np.ndarray | None:
-    """Where x is NaN; None where it is nowhere.
-
-    Raises:
-        ValueError: it is somewhere and that is not allowed; it names the first entry.
-    """
-    missing = np.isnan(x)
-    if not missing.any():
-        return None
-    if not allowed:
-        row, column = (int(i) for i in np.argwhere(missing)[0])
-        raise ValueError(
-            f"X: expected finite numbers, got NaN at [{row}, {column}]{_frames.shown(column, column_names)}; "
-            'method="exact" takes missing entries, the others know the rows by their moments, in which none has a place'
-        )
-    return missing
 
 
 def filled(rows: Rows) -> Rows:
