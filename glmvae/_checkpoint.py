@@ -99,6 +99,8 @@ def _compare(path: Path, saved: Identity, here: Identity) -> None:
 def _as_before(array: np.ndarray, like: Any) -> Any:
     if isinstance(like, np.ndarray):
         return array
+    if array.dtype.kind == "V":  # of bfloat16 and its like a file keeps the bytes alone
+        array = array.view(like.dtype)
     if isinstance(like, jax.Array) and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     weak = not array.ndim and like.weak_type  # it takes the precision of what it meets, and must go on to

@@ -2,7 +2,7 @@
 
 Each is ``(key, vae, optimum) -> vae``: a new net of the same shape, for the objective that the net is for; the one
 passed in is not changed. What the encoder standardises its inputs by is undone in the weights, so the maps are the
-same.
+same. The layers of a subclass of the net are its own: these starts refuse it, and say how its plain part is started.
 
 Pass-through uses that z = relu(z) - relu(-z): 2 kappa units of every hidden layer carry the affine maps of the optimum
 through a ReLU net exactly, of any depth. All other units keep He weights, and their edges into the carrying units and
@@ -41,7 +41,7 @@ def he(key: Array, vae: VAE, optimum: Optimum | None = None) -> VAE:
         A new :class:`~glmvae.nets.autoencoder.VAE`.
 
     Raises:
-        TypeError: no net, no key.
+        TypeError: no net, a subclass of one, whose further layers no start knows; no key.
 
     Exactness: none is claimed; where it starts is up to the key.
 
@@ -55,7 +55,7 @@ def he(key: Array, vae: VAE, optimum: Optimum | None = None) -> VAE:
 
     Source: appendix B.3; He et al. (2015).
     """
-    return VAE(key, **as_vae(vae).settings())
+    return VAE(key, **_plain(vae).settings())
 
 
 def mle_b(key: Array, vae: VAE, optimum: Optimum) -> VAE:
@@ -81,7 +81,7 @@ def mle_b(key: Array, vae: VAE, optimum: Optimum) -> VAE:
     Raises:
         ValueError: an optimum of another size or family, that is not finite, or whose dispersion is 0; a last encoder
             layer narrower than the number of columns; a last decoder layer narrower than the latent space.
-        TypeError: not an optimum, or one without an affine encoder; no net, no key.
+        TypeError: not an optimum, or one without an affine encoder; no net or a subclass of one; no key.
 
     Exactness: an approximation of the closed form.
 
@@ -97,7 +97,7 @@ def mle_b(key: Array, vae: VAE, optimum: Optimum) -> VAE:
 
     Source: appendix B.3.
     """
-    vae = as_vae(vae)
+    vae = _plain(vae)
     maps, columns, k = _maps(vae, optimum), vae.columns, vae.latent_dim
     _require_width(vae.encoder_widths[-1:], columns, "encoder_widths", "the last", "the number of columns")
     _require_width(vae.decoder_widths[-1:], k, "decoder_widths", "the last", "the latent dimension")
@@ -130,7 +130,7 @@ def pass_through(key: Array, vae: VAE, optimum: Optimum) -> VAE:
     Raises:
         ValueError: an optimum of another size or family, that is not finite, or whose dispersion is 0; a hidden layer
             narrower than 2 kappa.
-        TypeError: not an optimum, or one without an affine encoder; no net, no key.
+        TypeError: not an optimum, or one without an affine encoder; no net or a subclass of one; no key.
 
     Exactness: encoder and decoder equal the optimum's up to rounding, at every x and z, so under one objective
     (``optimum.model.objective``) the ELBO does too; with a diagonal-covariance net provided the optimum's covariance is
@@ -148,7 +148,7 @@ def pass_through(key: Array, vae: VAE, optimum: Optimum) -> VAE:
         >>> bool(jax.numpy.allclose(vae.decoder(z), optimum.decoder(z), atol=1e-5))
         True
     """
-    vae = as_vae(vae)
+    vae = _plain(vae)
     maps, k = _maps(vae, optimum), vae.latent_dim
     if not vae.skip:
         for name in ("encoder_widths", "decoder_widths"):
@@ -165,6 +165,17 @@ def pass_through(key: Array, vae: VAE, optimum: Optimum) -> VAE:
             _set(last, np.zeros((0, 0)), np.zeros(0))
         else:
             _carry(hidden, last, weight, bias, at_the_end=at_the_end)
+    return vae
+
+
+def _plain(vae: VAE) -> VAE:
+    """A net all of whose layers are known here: those of a subclass may change what it computes."""
+    if type(as_vae(vae)) is not VAE:
+        raise TypeError(
+            f"vae: expected a net as nets.deep, nets.canonical or nets.VAE makes it, got {type(vae).__name__}, a "
+            "subclass whose own layers a start cannot set; start nets.VAE(key, **vae.settings()), take its layers over "
+            "with nnx.update(vae, nnx.state(start, nnx.Param)), and let yours begin at zero"
+        )
     return vae
 
 

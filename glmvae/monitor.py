@@ -20,7 +20,7 @@ from glmvae.blocks import per_row
 from glmvae.elbo import elbo_exact, elbo_quadratic
 from glmvae.elbo.decoders import elbo_monte_carlo
 from glmvae.model import AffineModel, as_model, require_density
-from glmvae.nets.autoencoder import VAE, as_vae, encode_rows, rows_for
+from glmvae.nets.autoencoder import VAE, as_vae, encode_rows, require_alike, rows_for
 from glmvae.optimum import AffineOptimum, posterior
 from glmvae.rows import Rows, row_sum
 from glmvae.sources import Source, as_source
@@ -65,7 +65,7 @@ def evaluate(key: Array, vae: VAE, x: Any, *, test: Any = None, num_samples: int
         key: a JAX PRNG key, for the Monte Carlo draws of a decoder that is not affine.
         vae: the net; ``vae.with_beta(...)`` for another beta.
         x, test: data, (N, d), or :class:`~glmvae.rows.Rows` with their offset, trials, missing entries and weight; test
-            may be None.
+            may be None. Of named columns both have the same in the same order, and both bring an offset or neither.
         num_samples: draws of z a row, at least 2 for a standard error.
         step: recorded as it is.
 
@@ -73,7 +73,8 @@ def evaluate(key: Array, vae: VAE, x: Any, *, test: Any = None, num_samples: int
         :class:`Evaluation`.
 
     Raises:
-        ValueError, TypeError: bad data or num_samples, no net, no key; each names the argument.
+        ValueError, TypeError: bad data or num_samples, test data of other columns than x or where only one of the two
+            has an offset, no net, no key; each names the argument.
 
     Exactness: exact (see :func:`~glmvae.elbo.elbo_exact`) for an affine decoder, otherwise unbiased.
 
@@ -91,6 +92,7 @@ def evaluate(key: Array, vae: VAE, x: Any, *, test: Any = None, num_samples: int
     num_samples = _settings.integer(num_samples, "num_samples")
     source = rows_for(vae, x)
     tests = None if test is None else rows_for(vae, test, "test")
+    require_alike(tests, source)
     elbo, error, mean, kl, weight = _measured(key, vae, source, num_samples)
     test_elbo, test_error = np.nan, np.nan
     if tests is not None:

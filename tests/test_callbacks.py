@@ -5,7 +5,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_cases import COLUMNS, GAUSSIAN, net, run
+from run_cases import COLUMNS, GAUSSIAN, STILL, net, run, same
 
 from glmvae import nets, training
 from glmvae.training.preparation import no_evaluations
@@ -67,6 +67,34 @@ def test_an_annealed_run_is_not_stopped_while_it_anneals():
     stairs = []
     run(steps=40, beta=lambda step: jnp.where(step < 30, 0.5, 1.0), callbacks=[lambda r: stairs.append(r.annealing)])
     assert stairs == [True, True, True, False, False]  # chunks end at 10, 15, 25, 30, 40
+
+
+@pytest.mark.any_precision
+def test_a_run_that_goes_on_stops_where_the_run_that_was_never_stopped_does(tmp_path):
+    options = {"optimizer": STILL, "beta": None, "evaluate_every": 5, "callbacks": [training.early_stop(2)]}
+    whole = run(**options)
+    assert (whole.step, whole.stopped) == (10, "callback")
+
+    def dies(run):
+        if run.step == 10:  # its checkpoint is written
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(**options | {"callbacks": [dies]}, checkpoint=tmp_path / "killed")
+    run(**options | {"steps": 5}, checkpoint=tmp_path / "short")
+    for file in ("killed", "short", "new", "new"):
+        again = run(**options, checkpoint=tmp_path / file)
+        assert again.stopped == "callback"
+        assert same(again, whole)
+    done = run(**options | {"steps": 10}, checkpoint=tmp_path / "new")  # all its steps are done
+    assert done.stopped == "callback"
+    shown = []
+    look = options | {"callbacks": [lambda run: shown.append(run.step)]}
+    for _ in range(2):  # the second has nothing left to do
+        run(**look, steps=20, checkpoint=tmp_path / "new")
+    assert shown == [10, 15, 20, 20]
+    run(**look, steps=5)
+    assert shown[4:] == [5]  # there is nothing to show of a run at its start
 
 
 @pytest.mark.any_precision

@@ -152,15 +152,25 @@ def test_synthetic_split_keeps_rows_on_both_sides(num_rows, num_train):
         ({"num_rows": 10.0}, TypeError, r"num_rows: expected an integer, got 10\.0"),
         ({"num_columns": 39}, ValueError, "num_columns: expected an integer of at least 40, got 39"),
         ({"num_columns": "200"}, TypeError, "num_columns: expected an integer, got '200'"),
-        ({"strength": -1e-9}, ValueError, "strength must be a finite number >= 0"),
-        ({"strength": float("nan")}, ValueError, "strength .* got nan"),
-        ({"strength": float("inf")}, ValueError, "strength .* got inf"),
+        ({"strength": -1e-9}, ValueError, "strength: expected a finite number of at least 0, got -1e-09"),
+        ({"strength": float("nan")}, ValueError, "strength: .* got nan"),
+        ({"strength": float("inf")}, ValueError, "strength: .* got inf"),
         ({"strength": 1e39}, ValueError, r"float32.* got 1e\+39"),
+        ({"strength": "a"}, TypeError, "strength: expected a number, got 'a'"),
+        ({"strength": np.ones(2)}, ValueError, r"strength: expected a scalar, got shape \(2,\)"),
+        ({"key": 0}, TypeError, r"key: expected one key such as jax.random.key\(0\), got 0"),
     ],
 )
 def test_synthetic_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
-        datasets.synthetic(jax.random.key(0), **arguments)
+        datasets.synthetic(**{"key": jax.random.key(0)} | arguments)
+
+
+@pytest.mark.parametrize("name", ["mnist", "frey"])
+def test_a_folder_is_a_path(name):
+    for folder in (3, b"data"):
+        with pytest.raises(TypeError, match=f"folder: expected a path, got {type(folder).__name__}"):
+            datasets.load(name, folder)
 
 
 def test_synthetic_survives_a_huge_strength():

@@ -24,7 +24,7 @@ from glmvae import (
     elbo_taylor,
     optimal_posterior,
 )
-from glmvae.families import Bernoulli, Gaussian
+from glmvae.families import Bernoulli, Gaussian, Poisson
 
 # L-hat in z ------------------------------------------------------------------------------------------------
 
@@ -184,6 +184,18 @@ def test_decoders_of_every_kind_are_one(dtype):
             others = everything(make(2 * w, b + 1))
         assert compiled.number == 0, name
         assert np.abs(others[0] - found[name][0]).max() > 0.1
+
+
+@pytest.mark.any_precision
+def test_draws_that_overflow_are_minus_infinity_for_every_kind_of_decoder():
+    """All of the draws, or some of them; what is no number stays none."""
+    q = Posterior(np.zeros((1, 1)), np.eye(1)[None])
+    for slope, intercept, expected in ((0.0, 2000.0, -np.inf), (1000.0, 700.0, -np.inf), (np.nan, 0.0, np.nan)):
+        w, b = jnp.full((1, 1), slope), jnp.full(1, intercept)
+        for decoder in (jax.tree_util.Partial(partial_affine, w, b), lambda z, w=w, b=b: w @ z + b):
+            value, error = elbo_monte_carlo(jax.random.key(0), decoder, [[1.0]], q, Poisson(), num_samples=5)
+            np.testing.assert_array_equal(value, [expected])
+            assert np.isnan(error).all()
 
 
 @pytest.mark.any_precision

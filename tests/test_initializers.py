@@ -196,3 +196,33 @@ def test_the_net_passed_in_is_not_changed(architecture, dtype):
         again = initialize(jax.random.key(1), vae, optimum)
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, nnx.state(made), nnx.state(again))))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, nnx.state(vae))))
+
+
+class Branched(nets.VAE):
+    """A net with a layer of its own beside the decoder, which begins at zero."""
+
+    def __init__(self, key, **settings):
+        super().__init__(key, **settings)
+        zeros = nnx.initializers.zeros
+        self.branch = nnx.Linear(LATENT, COLUMNS, kernel_init=zeros, param_dtype=self.dtype, rngs=nnx.Rngs(0))
+
+    @property
+    def decoder(self):
+        return lambda z: nets.VAE.decoder.fget(self)(z) + self.branch(z)
+
+
+@pytest.mark.any_precision
+def test_a_subclass_is_refused_and_started_as_the_error_says(dtype):
+    x = draw(Bernoulli(), dtype)
+    optimum = closed_form(Bernoulli(), x)
+    vae = Branched(jax.random.key(0), **net("canonical", Bernoulli()).settings())
+    for initialize in (initializers.he, initializers.mle_b, initializers.pass_through):
+        with pytest.raises(TypeError, match=r"vae: expected a net as .* makes it, got Branched, .*start nets.VAE"):
+            initialize(jax.random.key(1), vae, optimum)
+    plain = nets.VAE(jax.random.key(0), **vae.settings())
+    nnx.update(vae, nnx.state(initializers.pass_through(jax.random.key(1), plain, optimum), nnx.Param))
+    z = jnp.ones(LATENT, dtype)
+    np.testing.assert_allclose(vae.decoder(z), optimum.decoder(z), atol=ROUNDING[str(dtype)])
+    trained = training.train(jax.random.key(2), vae, x, steps=2, batch_size=ROWS).vae
+    assert isinstance(trained, Branched)
+    assert np.asarray(trained.branch.kernel[...]).any()

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
+from tables import all_refused
 
 from glmvae import (
     Objective,
@@ -18,6 +20,7 @@ from glmvae import (
     nets,
     posterior,
     tighten,
+    training,
 )
 from glmvae.families import Bernoulli, Binomial, CustomFamily, Gamma, Gaussian, Mixed, NegativeBinomial, Poisson
 from glmvae.model import unchecked
@@ -275,6 +278,31 @@ def test_bad_arguments_are_named(started):
         monitor.evaluate(key, vae, Rows(x, trials=np.ones((1, COLUMNS))))
     with pytest.raises(ValueError, match="covariates: the decoder has coefficients for 0"):
         monitor.evaluate(key, vae, Rows(x, covariates=np.ones((len(x), 1))))
+
+
+@pytest.mark.any_precision
+@pytest.mark.parametrize("precision", ["float32", None])
+def test_test_data_unlike_those_of_training_are_refused(precision):
+    """By the names of the columns, whatever the precision of the net, and by what the rows bring."""
+    x, key = counts(np.float64, 40), jax.random.key(0)
+    vae = nets.canonical(key, COLUMNS, LATENT, Poisson(), encoder_widths=(8,), dtype=precision)
+    table, offset = pd.DataFrame(x, columns=list("abcde")), Rows(x, offset=np.zeros(40))
+    wrong = [
+        (table, table[list("abdce")], r'test: expected the columns of x, "c" at 2, got "d"'),
+        (offset, x, r"test: expected an offset as x brings one, got none; zeros say"),
+        (table, offset, r"test: expected no offset as x brings none, got one; zeros say"),
+    ]
+
+    def evaluate(data, test):
+        return monitor.evaluate(key, vae, data, test=test)
+
+    def train(data, test):
+        return training.train(key, vae, data, test=test, steps=1, batch_size=40)
+
+    checks = [(lambda f=f, d=d, t=t: f(d, t), ValueError, said) for d, t, said in wrong for f in (evaluate, train)]
+    all_refused([*checks, (lambda: evaluate(lambda: iter([table]), wrong[0][1]), ValueError, wrong[0][2])])
+    at = evaluate(table, table[:20])
+    np.testing.assert_array_equal(at.test_elbo, evaluate(table, x[:20]).test_elbo)  # one without names
 
 
 @pytest.mark.any_precision

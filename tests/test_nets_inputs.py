@@ -72,8 +72,13 @@ def test_rows_enter_the_encoder_as_they_enter_the_closed_form():
     same = np.asarray(binomial.encoder(rows).mean)
     np.testing.assert_allclose(same, np.broadcast_to(same[:1], same.shape), atol=1e-6)
     np.testing.assert_allclose(nets.standardisation(rows, Binomial(None))[0], 0, atol=1e-6)
-    with pytest.raises(ValueError, match="family: expected that of the net, since rows bring an offset or trials"):
-        nets.standardisation(rows)
+    with_offset = Rows(x, offset=offset)
+    for brings in (rows, lambda: iter([rows]), with_offset, iter([with_offset]), lambda: iter([x, rows])):
+        with pytest.raises(ValueError, match="family: expected that of the net, since rows bring an offset or trials"):
+            nets.standardisation(brings)
+    with pytest.raises(TypeError, match=r"family: expected a family such as Bernoulli\(\), got str"):
+        nets.standardisation(x, "gaussian")
+    assert float(np.abs(nets.standardisation(iter([with_offset]), Gaussian())[0] - (x - offset).mean(0)).max()) < 1e-6
 
     poisson = nets.canonical(jax.random.key(0), 4, 2, Poisson(), encoder_widths=(4,))
     counts = rng.poisson(3.0, size=(9, 4)).astype(float)

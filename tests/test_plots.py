@@ -6,6 +6,7 @@ import sys
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from glmvae import activity_path, fit, moments, plots, posterior
@@ -74,6 +75,8 @@ def test_the_curves_are_the_evaluations_and_the_lines_the_reference():
     assert ax.get_ylim()[0] > -20
     assert ax.get_title() == "far starts at -500"
     assert plots.elbo_curves({"near": RUNS["near"]}).get_title() == ""
+    for values in ([-np.inf], [-9.0, -np.inf], [-np.inf] * 5):  # a net whose ELBO is out of range
+        assert np.isfinite(plots.elbo_curves({"far out": evaluations(values)}).get_ylim()).all()
     test = lines(plots.elbo_curves({"near": RUNS["near"]}, on="test"))
     np.testing.assert_array_equal(test["near"], [-12.0, -11.5])
 
@@ -119,6 +122,27 @@ def test_points_are_the_units_asked_for_and_a_colour_is_a_class():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["0", "1", "2"]
 
 
+def test_rows_without_a_label_are_drawn_as_such():
+    few, many = np.arange(60.0) % 3, np.arange(60.0)
+    text = np.array(["a", "b", "c"], object)[few.astype(int)]
+    hidden = np.arange(60) % 7 == 1
+    cases = {
+        "NaN": (np.where(hidden, np.nan, few), ["0.0", "1.0", "2.0"]),
+        "a mask": (np.ma.masked_array(few.astype(int), hidden), ["0", "1", "2"]),
+        "None": (np.where(hidden, None, text), ["a", "b", "c"]),
+        "NaN beside text": (np.where(hidden, np.nan, text), ["a", "b", "c"]),
+        "pandas": (np.where(hidden, pd.NA, text), ["a", "b", "c"]),
+        "dates": (np.where(hidden, "NaT", "2020-01-01").astype("datetime64[D]"), ["2020-01-01"]),
+        "a colour scale": (np.where(hidden, np.nan, many), []),
+    }
+    for name, (labels, classes) in cases.items():
+        ax = plots.latent_scatter(X, labels)
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == [*classes, "missing"], name
+        np.testing.assert_array_equal(ax.collections[-1].get_offsets(), X[hidden, :2], err_msg=name)
+        assert sum(len(drawn.get_offsets()) for drawn in ax.collections) == 60
+        plt.close(ax.figure)
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
@@ -142,6 +166,7 @@ def test_wrong_arguments_are_named(draw, message):
 
 
 Q = posterior(fit(X, Gaussian(), 2), X)
+ONE = Evaluation(*(part[0] for part in RUNS["near"]))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +175,7 @@ Q = posterior(fit(X, Gaussian(), 2), X)
         (lambda: plots.elbo_curves(RUNS["near"]), r"curves: expected a mapping such as .*, got Evaluation"),
         (lambda: plots.elbo_curves(None), "curves: expected a mapping such as .*, got NoneType"),
         (lambda: plots.elbo_curves({"near": [1.0, 2.0]}), r"curves\['near'\]: expected the evaluations .* got list"),
+        (lambda: plots.elbo_curves({"near": ONE}), r"curves\['near'\]: expected the evaluations .* a single"),
         (lambda: plots.elbo_curves(RUNS, -11.0), "reference: expected a monitor.Reference, got float"),
         (lambda: plots.elbo_curves(RUNS, ax=plt), "ax: expected matplotlib Axes, got module"),
         (lambda: plots.activities(BETAS, np.ones((3, 2)), np.ones((3, 2))), r"trained: expected a mapping .* ndarray"),

@@ -211,6 +211,7 @@ def test_refined_optima_rows_that_bring_more_and_pruned_units_are_drawn():
         (lambda o: plots.spectrum(REAL), TypeError, "optimum: expected an optimum such as fit returns, got ndarray"),
         (lambda o: plots.biplot(REAL, REAL), TypeError, "optimum: expected an AffineModel or a result"),
         (lambda o: plots.biplot(o, REAL[:, :4]), ValueError, "x: expected 9 columns"),
+        (lambda o: plots.biplot(o, iter([REAL])), ValueError, "x: this needs several passes over the rows"),
         (lambda o: plots.biplot(o, REAL, units=(0, 5)), ValueError, r"mean: expected shape \(N, kappa\) with units"),
         (lambda o: plots.biplot(o, REAL, units=3), TypeError, r"units: expected a pair of integers"),
         (lambda o: plots.biplot(o, REAL, names=NAMES[:3]), ValueError, "names: expected 9, one a column, got 3"),

@@ -78,6 +78,19 @@ def test_another_key_is_another_run(uninterrupted):
 
 
 @pytest.mark.any_precision
+def test_a_net_whose_schedule_ended_at_0_goes_on_under_a_schedule():
+    def falling(step):
+        return jnp.maximum(1 - step / 10.0, 0.0)
+
+    ended = run(steps=10, beta=falling).vae
+    assert float(ended.beta) == 0
+    goes_on = run(steps=10, beta=falling, vae=ended)
+    np.testing.assert_array_equal(goes_on.losses, run(steps=10, beta=falling, vae=ended.with_beta(3.0)).losses)
+    with pytest.raises(ValueError, match="beta: expected a positive finite number, got 0"):
+        run(steps=10, beta=None, vae=ended)
+
+
+@pytest.mark.any_precision
 def test_ctrl_c_returns_the_last_chunk(uninterrupted):
     def interrupt(run):
         if run.step == 25:

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from run_cases import BATCH, COLUMNS, KEY, ROWS, SGD, STANDARD, STILL, data, net, run
 
-from glmvae import Objective, Rows, nets, training
+from glmvae import Objective, Rows, fit, initializers, nets, training
 from glmvae.families import Bernoulli, Binomial, Gaussian, Mixed, Poisson
 
 
@@ -101,6 +101,64 @@ def test_weights_scale_the_loss_of_their_rows_and_their_mean_is_one():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     # the mean over all batches is the weighted mean of the rows
     assert np.abs(losses - batches @ (2.0 ** np.arange(7) + CONSTANT) / 3).max() > 1
+
+
+def gradient(loss, vae):
+    """Of a loss of the net, all of it in one vector."""
+    structure, parameters, rest = nnx.split(vae, nnx.Param, ...)
+    slope = jax.jit(jax.grad(lambda p: loss(nnx.merge(structure, p, rest))))(parameters)
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(slope)])
+
+
+COUNTS = np.random.default_rng(0).poisson(2.0, (40, COLUMNS)).astype(float)
+
+
+def at_the_optimum(family, x):
+    """A net that takes a row far out to predictors far out."""
+    optimum = fit(x, family, 2, expand_at="null", dispersion=None if family == Poisson() else 1.0)
+    vae = nets.canonical(KEY, COLUMNS, 2, optimum.model.objective, encoder_widths=(16,))
+    return initializers.pass_through(KEY, vae, optimum)
+
+
+def test_a_row_of_weight_0_that_overflows_has_no_gradient(dtype):
+    x, noise = COUNTS.astype(dtype), jnp.asarray(np.random.default_rng(1).normal(size=(40, 2)), dtype)
+    vae = at_the_optimum(Poisson(), x[1:])
+    x[0] = 1e6
+    weight = np.r_[0.0, np.ones(39)].astype(dtype)
+    for fields in ({}, {"missing": np.arange(40)[:, None] * np.ones((1, COLUMNS)) == 1}, {"offset": x / 9}):
+        rows = Rows(x, weight=weight, **fields)
+        expected = gradient(lambda v, rows=rows: training.negative_elbo(v, rows.map(lambda a: a[1:]), noise[1:]), vae)
+        found = gradient(lambda v, rows=rows: training.negative_elbo(v, rows, noise), vae)
+        assert np.isfinite(expected).all()
+        close = {"float32": 1e-4, "float64": 1e-12}[str(dtype)] * np.abs(expected).max()  # sums in another order
+        np.testing.assert_allclose(found * 40 / 39, expected, rtol=0, atol=close)
+    assert not np.isfinite(Poisson().log_prob(x[0], vae.decoder(vae.encoder(x[:1]).mean[0]))).all()  # it would be NaN
+    assert np.isfinite(training.train(KEY, vae, Rows(x, weight=weight), steps=3, batch_size=40).losses).all()
+
+
+def test_a_missing_entry_whose_predictor_overflows_has_no_gradient(dtype):
+    """In a row of Gaussian values that are far out, the counts are missing."""
+    family = Mixed([(Gaussian(), [0, 1, 2]), (Poisson(), [3, 4, 5])])
+    x, noise = COUNTS.astype(dtype), jnp.asarray(np.random.default_rng(1).normal(size=(40, 2)), dtype)
+    vae = at_the_optimum(family, x)
+    x[0, :3] = 1e6
+    missing = np.zeros(x.shape, bool)
+    missing[0, 3:] = True
+    rows = Rows(x, missing=missing)
+
+    def by_hand(v):
+        mean, scale = v.encode(jnp.where(missing, 0.0, x))
+        eta = v.decoder(nets.reparameterise(mean, scale, noise))
+        counts, row = eta[1:, 3:], x[1:, 3:]
+        fit = jnp.sum((x[:, :3] - eta[:, :3]) ** 2) / 2 + jnp.sum(jnp.exp(counts) - row * counts)
+        return (fit + jnp.sum(nets.kl_of_scale(mean, scale))) / 40
+
+    assert np.isinf(jnp.exp(vae.decoder(vae.encoder(rows).mean[0]))[3:]).any()
+    found = gradient(lambda v: training.negative_elbo(v, rows, noise), vae)
+    expected = gradient(by_hand, vae)
+    assert np.isfinite(expected).all()
+    close = {"float32": 1e-4, "float64": 1e-12}[str(dtype)] * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=close)
 
 
 @pytest.mark.any_precision

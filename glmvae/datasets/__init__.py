@@ -71,8 +71,8 @@ def synthetic(key: jax.Array, num_rows: int = 10_000, *, num_columns: int = 200,
         A `Dataset` of entries 0 and 1, train (6700, 200) and test (3300, 200) by default; `Bernoulli()`.
 
     Raises:
-        ValueError: num_rows below 2, num_columns below 40, or strength negative or not finite in float32.
-        TypeError: num_rows or num_columns is not an integer.
+        ValueError: num_rows below 2, num_columns below 40, or strength negative, not finite in float32 or no scalar.
+        TypeError: no key, num_rows or num_columns not an integer, strength not a number.
 
     Example:
         >>> import jax
@@ -84,10 +84,14 @@ def synthetic(key: jax.Array, num_rows: int = 10_000, *, num_columns: int = 200,
         Lee, Huang and Hu (2010), Sparse logistic principal components analysis for binary data, Annals of
         Applied Statistics 4(3), whose construction this is.
     """
+    key = _settings.prng_key(key, "key")
     num_rows = _settings.integer(num_rows, "num_rows", least=2)
     num_columns = _settings.integer(num_columns, "num_columns", least=40)
-    if not 0 <= strength <= float(np.finfo(np.float32).max):  # False for NaN too
-        raise ValueError(f"strength must be a finite number >= 0 (in float32), got {strength}")
+    _settings.at_least(strength, 0.0, "strength")
+    if np.ndim(strength):
+        raise ValueError(f"strength: expected a scalar, got shape {np.shape(strength)}")
+    if float(strength) > float(np.finfo(np.float32).max):
+        raise ValueError(f"strength: expected a number that float32 can hold, got {strength:g}")
     score_key, sample_key = jax.random.split(key)
     standard_deviations = jnp.array([[0.3, 0.5]], jnp.float32)
     scores = standard_deviations * jax.random.normal(score_key, (num_rows, 2), jnp.float32)
@@ -144,6 +148,7 @@ def mnist(folder: str | os.PathLike[str] | None = None, *, download: bool = True
     Raises:
         FileNotFoundError: a file is missing and download=False, or it cannot be downloaded.
         ValueError: a file, yours or just downloaded, is damaged or does not hold the known content.
+        TypeError: folder is no path.
         ImportError: pooch or tqdm is needed (for a download or the cache folder) and not installed.
 
     Example:
@@ -188,6 +193,7 @@ def frey(folder: str | os.PathLike[str] | None = None, *, download: bool = True)
     Raises:
         FileNotFoundError: the file is missing and download=False, or it cannot be downloaded.
         ValueError: the file, yours or just downloaded, is damaged or does not hold the known content.
+        TypeError: folder is no path.
         ImportError: pooch or tqdm is needed (for a download or the cache folder) and not installed.
 
     Example:

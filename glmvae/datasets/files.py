@@ -37,7 +37,12 @@ SHA256 = {
 
 def data_folder(folder: str | os.PathLike[str] | None) -> Path:
     chosen = folder if folder is not None else os.environ.get("GLMVAE_DATA_DIR") or None
-    return Path(optional("pooch", "the cache folder").os_cache("glmvae") if chosen is None else chosen).expanduser()
+    if chosen is None:
+        chosen = optional("pooch", "the cache folder").os_cache("glmvae")
+    try:
+        return Path(chosen).expanduser()
+    except TypeError as error:
+        raise TypeError(f"folder: expected a path, got {type(chosen).__name__}") from error
 
 
 def fetch(dataset: str, name: str, folder: Path, download: bool) -> np.ndarray:

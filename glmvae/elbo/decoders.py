@@ -218,4 +218,6 @@ def _merge(state: tuple[Array, Array, Array], values: Array) -> tuple[Array, Arr
     mean_of_more = jnp.mean(values, axis=0)
     gap = mean_of_more - mean
     squares = squares + jnp.sum((values - mean_of_more[None]) ** 2, axis=0) + gap**2 * (count * more / (count + more))
-    return count + more, mean + gap * (more / (count + more)), squares
+    joined = mean + gap * (more / (count + more))
+    finite = jnp.isfinite(mean) & jnp.isfinite(mean_of_more)  # -inf stays -inf, where the gap is no number
+    return count + more, jnp.where(finite, joined, mean + mean_of_more), squares

@@ -23,6 +23,7 @@ from jaxtyping import Float
 
 from glmvae.blocks import total
 from glmvae.families import Family
+from glmvae.families.checks import check_family
 from glmvae.model import Objective
 from glmvae.nets.autoencoder import VAE as VAE
 from glmvae.nets.layers import encoder_inputs
@@ -163,27 +164,24 @@ def standardisation(x: Any, family: Family | None = None) -> tuple[Float[Array, 
         [   2. 1000.] [  1. 100.]
         >>> vae = nets.canonical(jax.random.key(0), 2, 1, Poisson(), encoder_widths=(8,), standardise=(mean, sd))
     """
+    if family is not None:
+        check_family(family)
     if isinstance(x, Moments):
         mean, variance = x.mean, jnp.diagonal(x.covariance)
         if x.at_offset is not None and x.family is not None:
             mean = mean + encoder_shift(x.family, mean)
     else:
-        source = as_source(x)
-        if family is None and source.rows is not None and _brings_more(source.rows):
-            raise ValueError("family: expected that of the net, since rows bring an offset or trials, got None")
-        count, mean, squares = total(_column_spread, source, family, family=family, add=_merged)
+        count, mean, squares = total(_column_spread, as_source(x), family, family=family, add=_merged)
         variance = squares / jnp.where(count > 0, count, 1.0)
     deviation = jnp.sqrt(jnp.maximum(variance, 0.0))
     constant = deviation <= 4 * jnp.finfo(deviation.dtype).eps * jnp.abs(mean)
     return mean, jnp.where(constant, 1.0, deviation)
 
 
-def _brings_more(rows: Rows) -> bool:
-    return rows.offset is not None or rows.trials is not None
-
-
 def _column_spread(rows: Rows, _: None, family: Family | None) -> tuple[tuple[Array, Array, Array], None]:
     """Of every column the weight, the mean and the sum of squared deviations of what was observed."""
+    if family is None and (rows.offset is not None or rows.trials is not None):
+        raise ValueError("family: expected that of the net, since rows bring an offset or trials, got None")
     weight = observed(rows, jnp.broadcast_to(rows.weight[:, None], rows.x.shape))
     x = jnp.where(weight > 0, rows.x if family is None else encoder_inputs(family, rows), 0.0)
     count = jnp.sum(weight, axis=0)

@@ -23,7 +23,7 @@ from glmvae.families import Family
 from glmvae.model import Affine, AffineModel, Objective
 from glmvae.nets.arguments import float_dtype, objective_for, scaling, widths
 from glmvae.nets.layers import MOST, MOST_STANDARDISED, affine, bounded, encoder_inputs, eye, he_kernels, standardised
-from glmvae.rows import Rows
+from glmvae.rows import Rows, named
 from glmvae.sources import Source, as_source
 from glmvae.variational import Posterior
 
@@ -245,7 +245,27 @@ def rows_for(vae: VAE, x: Any, name: str = "x") -> Source:
     if source.rows is None or source.dtype == vae.dtype:
         return source
     warn_of_lost_digits(source.rows.x, vae.dtype, name, ", the precision of the net")
-    return as_source(source.rows.map(lambda leaf: leaf if leaf.dtype == bool else leaf.astype(vae.dtype)))
+    rows = source.rows.map(lambda leaf: leaf if leaf.dtype == bool else leaf.astype(vae.dtype))
+    return as_source(named(rows, source.column_names))
+
+
+def require_alike(test: Source | None, source: Source) -> None:
+    """Test data are what the data x are: columns of the same names in one order, and an offset in both or in neither.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if test is None:
+        return
+    wanted, got = source.column_names, test.column_names
+    if wanted is not None and got is not None and wanted != got:
+        at = next(i for i, pair in enumerate(zip(wanted, got, strict=True)) if pair[0] != pair[1])
+        raise ValueError(f'test: expected the columns of x, "{wanted[at]}" at {at}, got "{got[at]}"')
+    if None not in (source.has_offset, test.has_offset) and source.has_offset != test.has_offset:
+        an, one, none = ("an", "one", "none") if source.has_offset else ("no", "none", "one")
+        raise ValueError(
+            f'test: expected {an} offset as x brings {one}, got {none}; zeros say "none", offset=numpy.zeros(N)'
+        )
 
 
 def as_vae(value: Any, name: str = "vae") -> VAE:

@@ -83,7 +83,8 @@ def latent_scatter(
 
     Args:
         mean: (N, kappa), such as ``posterior(optimum, x).mean``.
-        labels: (N,), for colour: classes, or numbers, which get a colour scale where more than 20 of them differ.
+        labels: (N,), for colour: classes, or numbers, which get a colour scale where more than 20 of them differ. Rows
+            without one (NaN, None) are grey, and labelled "missing".
         units: the two units to show.
         ax: where to draw.
 
@@ -111,18 +112,48 @@ def latent_scatter(
     settings: dict[str, Any] = {"s": 8 if len(points) > _MANY else 18, "alpha": 0.7, "linewidths": 0}
     if labels is None:
         ax.scatter(points[:, first], points[:, second], **settings)
-    elif len(np.unique(labels)) > _MOST_CLASSES and np.issubdtype(np.asarray(labels).dtype, np.number):
-        drawn = ax.scatter(points[:, first], points[:, second], c=np.asarray(labels), **settings)
-        ax.figure.colorbar(drawn, ax=ax)
     else:
-        for i, label in enumerate(np.unique(labels)):
-            chosen = points[np.asarray(labels) == label]
-            ax.scatter(chosen[:, first], chosen[:, second], color=f"C{i % 10}", label=str(label), **settings)
-        ax.legend(fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        _draw_labelled(ax, points[:, [first, second]], labels, settings)
     ax.set(xlabel=f"posterior mean of factor {first}", ylabel=f"posterior mean of factor {second}")
     ax.set_aspect("equal", adjustable="datalim")
     ax.grid(alpha=0.3)
     return ax
+
+
+def _draw_labelled(ax: Axes, points: np.ndarray, labels: Any, settings: dict[str, Any]) -> None:
+    """Points in the colour of their label; those without one are grey."""
+    missing = _without_label(labels)
+    labels, shown, others = np.asarray(labels)[~missing], points[~missing], points[missing]
+    classes, of_row = np.unique(labels, return_inverse=True)
+    scale = len(classes) > _MOST_CLASSES and np.issubdtype(labels.dtype, np.number)
+    if scale:
+        drawn = ax.scatter(shown[:, 0], shown[:, 1], c=labels, **settings)
+        ax.figure.colorbar(drawn, ax=ax)
+    else:
+        for i, label in enumerate(classes):
+            chosen = shown[of_row == i]
+            ax.scatter(chosen[:, 0], chosen[:, 1], color=f"C{i % 10}", label=str(label), **settings)
+    if len(others):
+        ax.scatter(others[:, 0], others[:, 1], color="0.6", label="missing", **settings)
+    if len(others) or not scale:
+        place: dict[str, Any] = {} if scale else {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False}
+        ax.legend(fontsize=8, markerscale=2, **place)
+
+
+def _without_label(labels: Any) -> np.ndarray:
+    """Where there is none: masked, None, NaN, and what pandas has for them."""
+    values = np.asarray(labels)
+    missing = np.ma.getmaskarray(labels) if isinstance(labels, np.ma.MaskedArray) else np.zeros(values.shape, bool)
+    if values.dtype.kind == "O":
+        return missing | [_is_no_label(value) for value in values]
+    return missing | (values != values)
+
+
+def _is_no_label(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA does not say whether it is itself
+        return True
 
 
 def biplot(
@@ -140,7 +171,7 @@ def biplot(
     Args:
         optimum: from :func:`glmvae.fit`, :func:`glmvae.tighten`, :func:`glmvae.refine` or :func:`glmvae.varimax`, or an
             :class:`~glmvae.AffineModel`.
-        x: the rows to show, as ``fit`` or ``refine`` take them.
+        x: the rows to show, as ``fit`` or ``refine`` take them, but for an iterator, which gives one pass.
         units: the two units to show.
         names: of the columns, (d,); None takes those of a table, or their numbers.
         labels: (N,), for colour, as in :func:`latent_scatter`.
@@ -153,7 +184,7 @@ def biplot(
         (factor) explains among these rows (:func:`glmvae.explained_variance`).
 
     Raises:
-        ValueError: fewer units than asked for, names or labels of another number.
+        ValueError: fewer units than asked for, names or labels of another number, an iterator over batches.
         TypeError: no model; units that are no pair of integers.
         ImportError: matplotlib is not installed.
 
@@ -163,12 +194,14 @@ def biplot(
     """
     model = as_model(optimum, "optimum")
     most = _settings.integer(most, "most", least=0)
-    given: Any = getattr(as_source(x, like=optimum), "column_names", None) or getattr(optimum, "column_names", None)
+    source: Any = as_source(x, like=optimum)  # one, so that an iterator is known as what gives one pass
+    given: Any = source.column_names or getattr(optimum, "column_names", None)
     loadings = np.asarray(model.loadings, float)
     shown = [str(name) for name in (range(len(loadings)) if given is None else given)] if names is None else [*names]
     if len(shown) != len(loadings):
         raise ValueError(f"names: expected {len(loadings)}, one a column, got {len(shown)}")
-    q = posterior(optimum, x) if isinstance(optimum, AffineOptimum) else best_posterior(model, x)
+    q = posterior(optimum, source) if isinstance(optimum, AffineOptimum) else best_posterior(model, source)
+    share = np.asarray(explained_variance(optimum, source).by_factor)
     ax = latent_scatter(q.mean, labels, units=units, ax=ax if ax is not None else new_axes(None, (6.6, 5.6)))
     first, second = units
     points, arrows = np.asarray(q.mean)[:, [first, second]], loadings[:, [first, second]]
@@ -178,7 +211,6 @@ def biplot(
         named = np.argsort(-length, kind="stable")[:most]
         _draw_arrows(ax, arrows, named)
         _write_names(ax, arrows[named], [shown[i] for i in named])
-    share = np.asarray(explained_variance(optimum, x).by_factor)
     ax.set(xlabel=f"factor {first} ({share[first]:.0%} of the variance)")
     ax.set(ylabel=f"factor {second} ({share[second]:.0%} of the variance)")
     return ax

@@ -51,6 +51,10 @@ def elbo_curves(
         raise ValueError("curves: expected at least one")
     for label, at in curves.items():
         require(hasattr(at, "train_elbo"), f"curves[{label!r}]", "the evaluations of a run, run.evaluations", at)
+        if not np.ndim(at.train_elbo):
+            raise TypeError(
+                f"curves[{label!r}]: expected the evaluations of a run, run.evaluations, got a single evaluation"
+            )
     require(reference is None or hasattr(reference, "elbo_taylor"), "reference", "a monitor.Reference", reference)
     values = {label: np.asarray(getattr(at, f"{on}_elbo"), float) for label, at in curves.items()}
     for label, value in values.items():
@@ -71,7 +75,7 @@ def elbo_curves(
     ends = min(v[len(v) // 4 :].min() for v in values.values())
     if reference is not None:
         ends = min(ends, line)
-    if low < ends - 2 * (top - ends):
+    if np.isfinite(ends) and low < ends - 2 * (top - ends):
         span = top - ends
         ax.set_ylim(ends - 0.25 * span, top + 0.1 * span)
         hidden = [f"{label} starts at {v[0]:.0f}" for label, v in values.items() if v[0] < ends - 0.25 * span]

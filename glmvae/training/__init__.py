@@ -77,7 +77,8 @@ def train(
         vae: where to start, with its objective: family, beta, dispersion; it is not changed.
         x, test: data, (N, d), or :class:`~glmvae.rows.Rows`: offset (added to eta), trials, missing entries and weight
             travel with their rows; covariates are refused. Every epoch visits the rows in another order; rows beyond
-            the last full batch wait for the next. Test data are only evaluated.
+            the last full batch wait for the next. Test data are only evaluated; their columns have the names and the
+            order of those of x, and both bring an offset or neither.
         steps: steps to take in all, those of a resumed run included.
         batch_size: rows a step.
         optimizer: any optax transformation; the default is the paper's, Adam at 1e-4.
@@ -89,19 +90,20 @@ def train(
         evaluate_every: steps between two evaluations (:func:`~glmvae.monitor.evaluate`), the first at step 0, each with
             the same noise; None for none.
         num_samples: draws a row in an evaluation.
-        callbacks: called with the :class:`~glmvae.training.runs.Run` after each chunk; one that returns True stops the
-            run.
+        callbacks: called with the :class:`~glmvae.training.runs.Run` after each chunk, and of a run that goes on from a
+            checkpoint with that first, before any step; one that returns True stops the run.
         checkpoint: a file to which the run is written after each chunk, all or nothing. If it exists the run goes on
-            from it. It is the same run if all is the same that is computed with: data, key, net, optimizer and
-            schedule, the last by what they compute. A symbolic link is followed.
+            from it, unless a callback stops it there. It is the same run if all is the same that is computed with:
+            data, key, net, optimizer and schedule, the last by what they compute. A symbolic link is followed.
 
     Returns:
         :class:`~glmvae.training.runs.Run`. Ctrl-C returns the run as it was after the last chunk, with
         ``stopped="interrupt"``.
 
     Raises:
-        ValueError: bad data, sizes or schedule; a dispersion that is not positive, or learned for a family that fixes
-            it; a checkpoint of another run, whose first difference it names, or no checkpoint.
+        ValueError: bad data, sizes or schedule; test data of other columns than x or where only one of the two has an
+            offset; a dispersion that is not positive, or learned for a family that fixes it; a checkpoint of another
+            run, whose first difference it names, or no checkpoint.
         TypeError: arguments of another kind: no net, no key, no optax transformation, callbacks that are no sequence of
             functions, rows that are not in memory.
         NonFiniteLoss: a loss or a parameter that is not finite; the error has the step and the last good run.
@@ -122,13 +124,13 @@ def train(
     """
     key, vae = _settings.prng_key(key, "key"), as_vae(vae)
     rows = prepared(x, vae, "x")
-    tests = None if test is None else prepared(test, vae, "test")
+    tests = None if test is None else prepared(test, vae, "test", rows)
     steps, chunk_size = (_settings.integer(v, n) for v, n in ((steps, "steps"), (chunk_size, "chunk_size")))
     every = None if evaluate_every is None else _settings.integer(evaluate_every, "evaluate_every")
     batch_size = _settings.latent_dim(batch_size, rows.num_rows, "batch_size", of="rows")
     num_samples = _settings.integer(num_samples, "num_samples")
     check_callbacks(callbacks)
-    parameters, structure, task = task_of(key, vae, rows, learn_dispersion)
+    parameters, structure, task = task_of(key, vae, rows, learn_dispersion, beta is not None)
     memory = first_memory(optimizer, parameters)
     plan = Plan(structure, optimizer, beta, batch_size)
     session = _Session(plan, task, tests, last_change(beta, steps), jax.random.split(key, 3)[2], every, num_samples)
@@ -154,14 +156,20 @@ def train(
 def _run(
     session: _Session, point: Point, steps: int, chunk_size: int, callbacks: tuple[Callback, ...], save: Any
 ) -> Run:
-    """Chunk after chunk."""
+    """Chunk after chunk; callbacks see a loaded point first, which may be the one at which they stopped the run."""
+
+    def stops(point: Point) -> bool:
+        return any([callback(session.at(point)) for callback in callbacks])
+
     try:
         point = session.evaluated(point)
+        if len(point.losses) and stops(point):
+            return session.at(point, "callback")
         while (step := len(point.losses)) < steps:
             # one assignment, so that an interrupt finds all of a chunk or nothing of it
             point = session.evaluated(session.advanced(point, min(chunk_size, steps - step), chunk_size))
             save(point)
-            if any([callback(session.at(point)) for callback in callbacks]):
+            if stops(point):
                 return session.at(point, "callback")
     except KeyboardInterrupt:
         return session.at(point, "interrupt")

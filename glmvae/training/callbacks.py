@@ -1,6 +1,8 @@
 """What to do between two chunks of a training run: show it, or stop it when it no longer gains.
 
-A callback takes the :class:`~glmvae.training.runs.Run` so far and stops the run by returning True.
+A callback takes the :class:`~glmvae.training.runs.Run` so far and stops the run by returning True. A run that goes on
+from a checkpoint shows them the point it loaded before any step: those that are functions of the run alone, as
+:func:`early_stop` is, stop it where they would have stopped the run that was never interrupted.
 """
 
 from __future__ import annotations

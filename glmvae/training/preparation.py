@@ -15,8 +15,9 @@ from jax import Array
 from glmvae import _settings
 from glmvae.blocks import sweep
 from glmvae.monitor import Evaluation
-from glmvae.nets.autoencoder import VAE, rows_for
-from glmvae.rows import Rows, entered
+from glmvae.nets.autoencoder import VAE, require_alike, rows_for
+from glmvae.rows import Rows, entered, named
+from glmvae.sources import as_source
 from glmvae.training.steps import Task, as_they_like
 
 
@@ -25,31 +26,40 @@ def copied(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, Array) else jnp.array(leaf), tree)
 
 
-def prepared(x: Any, vae: VAE, name: str) -> Rows:
-    """The rows on the device, in the precision of the net, seen to be in the support, and no longer the caller's."""
+def prepared(x: Any, vae: VAE, name: str, like: Rows | None = None) -> Rows:
+    """The rows on the device, in the precision of the net, seen to be in the support, and no longer the caller's.
+
+    Test data are to be like those of ``x``.
+    """
     source = rows_for(vae, x, name)
     if source.rows is None:
         raise TypeError(
             f"{name}: training visits the rows in another order every epoch, so it takes an array or Rows in memory, "
             f"got {type(x).__name__}"
         )
+    if like is not None:
+        require_alike(source, as_source(like))
     sweep(_nothing, source, family=vae.family, name=name)
     owned = source.rows.map(lambda leaf: leaf if isinstance(leaf, Array) else jnp.array(leaf))
     rows = entered(owned, vae.family, vae.dtype)
-    if owned.weight is None:
-        return rows.replace(weight=None)
-    weight = np.asarray(source.rows.weight, float)
-    return rows.replace(weight=jnp.asarray(weight / weight.mean(), vae.dtype))
+    weight = None
+    if owned.weight is not None:
+        given = np.asarray(source.rows.weight, float)
+        weight = jnp.asarray(given / given.mean(), vae.dtype)
+    return named(rows.replace(weight=weight), source.column_names)
 
 
 def _nothing(rows: Rows, _: None) -> tuple[None, None]:
     return None, None
 
 
-def task_of(key: Array, vae: VAE, rows: Rows, learn_dispersion: bool) -> tuple[dict[str, Any], Any, Task]:
+def task_of(
+    key: Array, vae: VAE, rows: Rows, learn_dispersion: bool, scheduled: bool
+) -> tuple[dict[str, Any], Any, Task]:
     """What is trained, the structure of the net, and what its steps have in common."""
     objective, family = vae.objective, vae.family
-    _settings.positive(objective.beta, "beta")
+    if not scheduled:  # a run whose schedule ends at 0 leaves a net of that beta
+        _settings.positive(objective.beta, "beta")
     _settings.positive(objective.dispersion, "dispersion", vae.columns)
     structure, net, rest = nnx.split(vae, nnx.Param, ...)  # type: ignore[misc]
     parameters, phi, free = {"net": net}, jnp.asarray(objective.dispersion, vae.dtype), None

@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from glmvae.nets import kl_of_scale, reparameterise
 from glmvae.nets.autoencoder import VAE
-from glmvae.rows import Rows, row_sum
+from glmvae.rows import Rows, filled, row_sum, without_idle
 from glmvae.training.runs import State
 
 Schedule = Callable[[Array], Array | float]
@@ -39,8 +39,9 @@ def negative_elbo(
 
     Args:
         vae: the net.
-        rows: the batch, (N, d), or :class:`~glmvae.rows.Rows` with their offset, trials, missing entries (where x is
-            any value of the support) and weight; the loss is the mean of weight times the loss of a row.
+        rows: the batch, (N, d), or :class:`~glmvae.rows.Rows` with their offset, trials, missing entries and weight;
+            the loss is the mean of weight times the loss of a row. Whatever stands where an entry is missing or the
+            weight is 0 changes neither the loss nor its gradient.
         noise: standard normal, (N, kappa).
         beta, dispersion: None are those of the net's objective.
     """
@@ -48,9 +49,12 @@ def negative_elbo(
         rows = Rows.tree_unflatten(None, [rows, None, None, None, None, None])
     beta = vae.beta if beta is None else beta
     phi = jnp.asarray(vae.dispersion if dispersion is None else dispersion)
+    rows = filled(without_idle(rows), vae.family)
     mean, scale = vae.encode(vae.inputs(rows))
     eta = vae.decoder(reparameterise(mean, scale, noise))
     eta = eta if rows.offset is None else eta + rows.offset
+    if rows.missing is not None:  # what is not summed must not overflow: 0 times infinity is no gradient
+        eta = jnp.where(rows.missing, 0.0, eta)
     log_prob = vae.family.for_rows(rows).log_prob(rows.x, eta, phi[None] if phi.ndim else phi)
     elbo = row_sum(rows, log_prob) - beta * kl_of_scale(mean, scale)
     return -jnp.mean(elbo if rows.weight is None else jnp.where(rows.weight > 0, rows.weight * elbo, 0.0))
