@@ -61,14 +61,15 @@ class Store:
 
 
 def joined(values: list[Any], counts: list[int]) -> Any:
-    """Results of blocks as those of the rows; what every block has with a leading axis of 1 the rows share."""
+    """Results of blocks as those of the rows; what is one in every block, and the same in all, the rows share."""
     if len(values) == 1 and all(leaf.shape[0] == counts[0] for leaf in jax.tree.leaves(values[0])):
         return values[0]
 
     def join(*leaves: Array) -> Array:
-        if all(len(leaf) == 1 for leaf in leaves):  # a block is longer
-            return leaves[0]
-        pairs = zip(map(np.asarray, leaves), counts, strict=True)  # on the host, where another length compiles nothing
+        hosts = [np.asarray(leaf) for leaf in leaves]  # where another length compiles nothing
+        if all(len(leaf) == 1 and np.array_equal(leaf, hosts[0], equal_nan=True) for leaf in hosts):
+            return leaves[0]  # a block is longer
+        pairs = zip(hosts, counts, strict=True)
         parts = [leaf[:n] if len(leaf) > 1 else np.broadcast_to(leaf, (n, *leaf.shape[1:])) for leaf, n in pairs]
         return jax.device_put(np.concatenate(parts))
 

@@ -11,7 +11,7 @@ import pytest
 from compilations import counted
 from memory import Measured, peak
 
-from glmvae import Rows
+from glmvae import Posterior, Rows
 from glmvae.blocks import Block, Store, _add, per_row, sweep
 from glmvae.cuts import LADDER, block_size, cut_rows, layout
 from glmvae.families import Bernoulli, Binomial, Poisson
@@ -150,6 +150,35 @@ def test_results_a_row_are_those_of_the_rows_in_order_without_the_padding(n):
     np.testing.assert_allclose(given, x.sum(axis=1) + 1 + np.arange(n), rtol=1e-4, atol=1e-5)
     same, _ = per_row(_each, as_source(x), 1.0, given=np.float32([2.0]), size=SIZE)
     np.testing.assert_allclose(same, x.sum(axis=1) + 3, rtol=1e-4, atol=1e-5)
+
+
+def _trials(rows, _):
+    return None, rows.trials
+
+
+@pytest.mark.any_precision
+def test_what_the_rows_of_a_batch_share_is_not_that_of_other_batches():
+    x, few, more = np.abs(data(LONG)).round(), np.float32([[5, 6, 7]]), np.float32([[9, 6, np.nan]])
+    for first, second in ((few, more), (few, few), (more, more)):
+        parts = [(x[:40], first), (x[40:], second)]
+        rows = [Rows(part).replace(trials=trials) for part, trials in parts]
+        found = per_row(_trials, as_source(lambda rows=rows: iter(rows)), size=SIZE)
+        each = np.concatenate([np.broadcast_to(trials, part.shape) for part, trials in parts])
+        np.testing.assert_array_equal(found, first if first is second else each)
+
+
+def _means(rows, q):
+    return None, jnp.broadcast_to(q.mean[:, 0], rows.num_rows)
+
+
+@pytest.mark.any_precision
+def test_the_mean_of_a_posterior_is_not_for_all_rows_but_a_covariance_is():
+    x, covariance = data(LONG), np.ones((1, 1, 1), "float32")
+    mean = np.arange(LONG, dtype="float32")[:, None]
+    source = as_source(lambda: iter([x[:40], x[40:]]))
+    np.testing.assert_array_equal(per_row(_means, source, given=Posterior(mean, covariance), size=SIZE), mean[:, 0])
+    with pytest.raises(ValueError, match="posterior: expected at least 40 rows, as many as x has, got 1"):
+        per_row(_means, source, given=Posterior(mean[:1], covariance), size=SIZE)
 
 
 @pytest.mark.any_precision

@@ -262,6 +262,16 @@ def test_ends_that_overflow_are_infinite(dtype):
 
 
 @pytest.mark.any_precision
+def test_bounds_have_the_shape_of_all_arguments():
+    phi, x = [1.0, 2.0], [[1.0], [2.0], [3.0]]
+    for family in (Gaussian(), Poisson()):
+        for found in (remainder_bounds, lambda *a, **o: expected_remainder_bounds(*a, 0.5, **o)):
+            for end in found(family, 1.0, dispersion=phi, x=x):
+                assert end.shape == (3, 2)
+            assert found(family, 1.0, dispersion=phi)[0].shape == (2,)
+
+
+@pytest.mark.any_precision
 @pytest.mark.parametrize("name", ["Binomial(columns)", "Poisson rho=2"])
 def test_bounds_broadcast_and_trace(name, dtype):
     family = CASES[name].family

@@ -10,7 +10,7 @@ from scipy.special import gammaln
 
 from glmvae import Rows, expand, moments
 from glmvae.expansion import expansion_point, null_point, working_response, working_weight
-from glmvae.families import Bernoulli, Binomial, CustomFamily, Gaussian, Poisson
+from glmvae.families import Bernoulli, Binomial, CustomFamily, Gamma, Gaussian, NegativeBinomial, Poisson
 from glmvae.sources import as_source
 
 # Two routes through a dozen operations each; log p itself is a sum of terms up to 50.
@@ -76,6 +76,14 @@ def test_points_of_expansion(dtype):
     np.testing.assert_allclose(
         jnp.sqrt(quadratic.weight) * (quadratic.response - eta0), pearson, rtol=AGREES[str(dtype)], atol=1e-6
     )
+
+
+def test_the_constant_where_the_square_of_the_mean_underflows(dtype):
+    mu = {"float64": 1e-170, "float32": 1e-20}[str(dtype)]
+    x = np.asarray([[0.5, 1.0, 2.0], [1.5, 1.0, 1.0]]) * mu
+    quadratic = expand(x.astype(dtype), Gamma(), expand_at="null")
+    mean = x.mean(axis=0)
+    np.testing.assert_allclose(quadratic(np.log(mean)), -np.log(mean) - x / mean, rtol=AGREES[str(dtype)])
 
 
 def test_the_quadratic_at_other_shapes(dtype):
@@ -151,6 +159,16 @@ def test_the_null_point_is_that_of_what_was_observed(dtype):
     rows = Rows(y.astype(dtype), trials=n)
     found = null_point(as_source(rows), Binomial(None))
     np.testing.assert_allclose(found, np.log(p / (1 - p)), rtol=AGREES[str(dtype)], atol=1e-6)
+
+
+def test_rare_counts_keep_their_rate(dtype):
+    """A rounding unit of the trials is more than a count, and one of 1 more than some means."""
+    mean = np.asarray([5.0, 1e-9, 1e-20, 0.0])
+    for family, n in ((Binomial(1e9), 1e9), (Poisson(), np.inf), (NegativeBinomial(2.0), 2.0)):
+        link = np.log(mean[:3] / (n - mean[:3]) if n == 1e9 else mean[:3] / (2.0 if n == 2 else 1.0))
+        found = np.asarray(expansion_point("null", family, jnp.asarray(mean, dtype)))
+        np.testing.assert_allclose(found[:3], link, rtol=AGREES[str(dtype)])
+        assert -100 < found[3] < found[0]  # what was never seen is rarer than what was
 
 
 ROWS = {

@@ -248,6 +248,14 @@ def test_the_support(case, dtype):
 
 
 @pytest.mark.any_precision
+def test_one_number_for_every_column():
+    family = Binomial([3, 5])
+    family.validate(3.0)
+    with pytest.raises(ValueError, match=r"^x: expected values in the support \[0, 3\] of Binomial.*got 4 at \[0\]$"):
+        family.validate(4.0)
+
+
+@pytest.mark.any_precision
 def test_the_ends_of_the_supports():
     assert str(Poisson().support) == "[0, inf)"
     assert str(Bernoulli().support) == "[0, 1]"

@@ -102,6 +102,27 @@ def test_the_dispersion_that_maximises_the_expected_log_prob(phi, dtype):
         assert abs(float(slope_in_log_phi(family, np.log(dtype.type(1.5) * best), deviance))) > 0.01
 
 
+# Half precision ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.any_precision
+def test_half_precision_is_computed_as_other_data_are():
+    default = jnp.result_type(float)
+    for half in (jnp.float16, jnp.bfloat16):
+        x, eta = jnp.asarray([1.0, 3.0], half), jnp.asarray([0.5, -0.25], half)
+        for family, method, values in (
+            (Poisson(), "log_prob", (x, eta)),
+            (NegativeBinomial(3.0), "log_prob", (x, eta)),
+            (Gamma(), "expected_log_prob", (x, eta, eta**2)),
+            (Poisson(), "base_statistic", (x,)),
+            (Gamma(), "log_base_measure", (x, eta**2)),
+            (Poisson(), "null_predictor", (eta**2 / 8,)),
+        ):
+            value = run(method, family, *values)
+            assert value.dtype == default, method
+            np.testing.assert_array_equal(value, run(method, family, *(v.astype(default) for v in values)))
+
+
 # Rounding -------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import scipy.special
 import scipy.stats
 from family_cases import CASES, probit
 
+from glmvae import Rows, moments
 from glmvae.families import (
     Bernoulli,
     Binomial,
@@ -144,6 +145,47 @@ def test_equality_of_parameters():
         return scale
 
     jax.jit(traced)(1.0)
+
+
+def constant_measure(x, dispersion):
+    return -0.5 * jnp.log(2 * jnp.pi * dispersion)
+
+
+def limited():
+    """Limits of two columns, made afresh, and a K that no x changes."""
+    return CustomFamily(square, constant_measure, limits=Support(np.array([-50.0, -60.0]), jnp.array([50.0, 60.0])))
+
+
+@pytest.mark.any_precision
+def test_limits_a_column_are_equal_by_value():
+    assert limited() == limited()
+    assert hash(limited()) == hash(limited())
+    assert limited() != CustomFamily(square, constant_measure, limits=Support(-50.0, [50.0, 60.0]))
+    limited().validate([[50.0, 60.0]])
+    with pytest.raises(ValueError, match=r"x: .*55 at \[0, 0\]"):
+        limited().validate([[55.0, 55.0]])
+    seen = []
+
+    @jax.jit
+    def program(family):
+        seen.append(family)
+        return family.activation_scale
+
+    assert program(limited()) == program(limited()) == 1.0
+    assert len(seen) == 1
+
+
+@pytest.mark.any_precision
+def test_a_base_measure_may_leave_x_out():
+    x = np.random.default_rng(0).normal(size=(5, 2))
+    family, K = limited(), -0.5 * np.log(2 * np.pi)
+    data = moments(x, family=family)
+    np.testing.assert_allclose(data.base_statistic, np.full(2, K), rtol=1e-6)
+    np.testing.assert_allclose(family.log_base_measure(x, 2.0), np.full((5, 2), K - 0.5 * np.log(2)), rtol=1e-6)
+    trials = Rows(x > 0, trials=np.full((1, 2), 3.0))  # beside rows that are looked at one by one
+    both = Mixed([(family, [0, 1]), (Binomial(None), [2, 3])])
+    wide = Rows(np.concatenate([x, trials.x], axis=1), trials=np.ones((1, 4)))
+    np.testing.assert_allclose(moments(wide, family=both).base_statistic, [K, K, 0.0, 0.0], rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.any_precision

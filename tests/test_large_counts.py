@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
@@ -158,6 +159,53 @@ def test_log_binomial_coefficients(dtype):
         exact = [float(mp.log(mp.binomial(float(a) + float(b), float(a)))) for a, b in zip(x, rest, strict=True)]
     units = 8 * float(jnp.finfo(dtype).eps)  # of the value, and of the parts it is the difference of, of order 1
     np.testing.assert_allclose(log_choose(x, rest), exact, rtol=units, atol=units)
+
+
+# Derivatives in what was observed: those of the parts are infinite at 0 and at n ---------------------------------
+
+
+# The square of the degree of log k!, 22 or 9, in rounding units, as derivatives of a polynomial are at its ends. Its
+# root for the second, which has the fourth power.
+SLOPES = {"float64": 1e-12, "float32": 5e-5}
+POINTS = [(0.0, 5.0, 0.3), (5.0, 5.0, 0.3), (0.0, 40.0, -2.0), (40.0, 40.0, 1.5), (0.25, 40.0, 0.5)]
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def slopes(kind, x, parameter, eta):
+    """In x, of log p, of its expectation at variance 0 and of K; the second of log p; the first in the parameter."""
+    make, variance = KINDS[kind][1], jnp.zeros((), x.dtype)
+
+    def log_prob(x, parameter):
+        return make(parameter).log_prob(x, eta)
+
+    def expected(x):
+        return make(parameter).expected_log_prob(x, eta, variance)
+
+    first = jax.grad(log_prob)
+    both = first(x, parameter), jax.grad(expected)(x), jax.grad(lambda x: make(parameter).log_base_measure(x))(x)
+    return *both, jax.grad(first)(x, parameter), jax.grad(log_prob, 1)(x, parameter)
+
+
+def exact_slopes(kind, x, parameter, eta):
+    """The same by mpmath."""
+    reference = KINDS[kind][0]
+    with mp.workdps(DIGITS):
+        t = mp.mpf(eta)
+        by_x, second, by_parameter = (
+            mp.diff(lambda *v: reference(*v, t)[0], (mp.mpf(x), mp.mpf(parameter)), n) for n in ((1, 0), (2, 0), (0, 1))
+        )
+        of_base = by_x - t + (mp.log1p(mp.exp(t)) if kind == "negative binomial" else 0)
+        return [float(v) for v in (by_x, by_x, of_base, second, by_parameter)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_in_the_counts_and_the_parameter(kind, dtype):
+    for x, parameter, eta in POINTS:
+        found = slopes(kind, *(jnp.asarray(v, dtype) for v in (x, parameter, eta)))
+        expected = exact_slopes(kind, x, parameter, float(dtype.type(eta)))
+        for order, got, exact in zip((1, 1, 1, 2, 1), found, expected, strict=True):
+            tolerance = SLOPES[str(dtype)] ** (1 / order)
+            np.testing.assert_allclose(got, exact, rtol=tolerance, atol=tolerance, err_msg=f"{x} {parameter}")
 
 
 # Expectations ---------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from glmvae import (
     posterior,
 )
 from glmvae.expansion import working_weight
-from glmvae.families import Bernoulli, Gaussian, Poisson
+from glmvae.families import Bernoulli, Binomial, Gaussian, Poisson
 
 RTOL = {"float64": 1e-10, "float32": 1e-4}
 SEEDS = st.integers(0, 2**32 - 1)
@@ -42,6 +42,14 @@ def data_for(name, dtype, seed=0):
 
 def active(optimum):
     return int((activity(optimum) > 0).sum())
+
+
+def test_the_onset_of_counts_that_are_rare_among_their_trials(dtype):
+    n, x = 1e7, np.random.default_rng(0).poisson(0.2, size=(2000, 3)).astype(float)
+    p = x.mean(axis=0) / n
+    pearson = (x - n * p) / np.sqrt(n * p * (1 - p))
+    expected = np.linalg.eigvalsh(pearson.T @ pearson / len(x))[-1]
+    np.testing.assert_allclose(collapse_onset(x.astype(dtype), Binomial(n)), expected, rtol=RTOL[str(dtype)])
 
 
 # Activity --------------------------------------------------------------------------------------------------

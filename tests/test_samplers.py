@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from glmvae.families import Binomial, NegativeBinomial, Poisson
+from glmvae.families import Binomial, CustomFamily, Gamma, Gaussian, NegativeBinomial, Poisson
 from glmvae.families.samplers import binomial_counts, poisson_counts
 from glmvae.families.trees import replaced
 
@@ -89,6 +89,19 @@ def test_families_draw_with_them():
     draws = np.asarray(NegativeBinomial(5.0).sample(key, jnp.full(DRAWS, 12.0, jnp.float32)), np.float64)
     mean = 5 * np.exp(12.0)
     assert abs(draws.mean() / mean - 1) < 5 * np.sqrt((1 / mean + 0.2) / DRAWS)
+
+
+def _normal(key, mean, dispersion):
+    return mean + jnp.sqrt(dispersion) * jax.random.normal(key, mean.shape)
+
+
+@pytest.mark.any_precision
+def test_every_dispersion_has_a_draw_of_its_own():
+    key, phi = jax.random.key(3), np.full(3, 4.0)
+    for family in (Gaussian(), Gamma(), CustomFamily(jnp.exp, sampler=_normal)):
+        assert len(set(np.asarray(family.sample(key, 0.0, phi)).tolist())) == 3
+        np.testing.assert_array_equal(family.sample(key, 0.0, phi), family.sample(key, np.zeros(3), 4.0))
+    assert NegativeBinomial([2.0, 3.0]).sample(key, 0.0).shape == Binomial([2, 3]).sample(key, 0.0).shape == (2,)
 
 
 @pytest.mark.any_precision

@@ -163,8 +163,8 @@ def _at_an_end(low: ArrayLike, high: ArrayLike, family: Family) -> np.ndarray:
     support, eps = family.support, np.finfo(low.dtype).eps
     lower, upper = (np.broadcast_to(np.squeeze(np.asarray(v, low.dtype)), low.shape) for v in support[:2])
     with np.errstate(invalid="ignore"):
-        slack = eps * np.where(np.isfinite(lower) & np.isfinite(upper), upper - lower, 1.0)
-    at_lower = (high <= lower + slack) & np.logical_not(np.squeeze(np.asarray(support.open_lower)))
+        slack = eps * np.where(np.isfinite(lower) & np.isfinite(upper), upper - lower, 1.0)  # as the null predictor has
+    at_lower = (high <= lower) & np.logical_not(np.squeeze(np.asarray(support.open_lower)))
     return at_lower | (low >= upper - slack)
 
 

@@ -69,7 +69,7 @@ def remainder_bounds(
 
 @jax.jit
 def _remainder(family: Family, x: Array | None, phi: Array, eta: Array, eta0: Array) -> tuple[Array, Array]:
-    eta, eta0 = jnp.broadcast_arrays(eta, eta0)
+    eta, eta0, *_ = jnp.broadcast_arrays(eta, eta0, phi, eta if x is None else x)
     return family.remainder(eta, eta0, x, phi)
 
 
@@ -124,7 +124,7 @@ def expected_remainder_bounds(
 def _expected_remainder(
     family: Family, x: Array | None, phi: Array, mean: Array, variance: Array, eta0: Array
 ) -> tuple[Array, Array]:
-    mean, variance, eta0 = jnp.broadcast_arrays(mean, variance, eta0)
+    mean, variance, eta0, *_ = jnp.broadcast_arrays(mean, variance, eta0, phi, mean if x is None else x)
     return family.expected_remainder(mean, variance, eta0, x, phi)
 
 

@@ -149,10 +149,11 @@ class Family:
 
     def null_predictor(self, mean: Array) -> Array:
         """link(mean), the intercept-only GLM, kept finite for columns whose mean is at an end of the support."""
-        eps = jnp.finfo(mean.dtype).eps
+        eps, tiny = jnp.finfo(mean.dtype).eps, jnp.finfo(mean.dtype).tiny
         lower, upper = (of_rank(jnp.asarray(end, mean.dtype), mean.ndim) for end in self.support[:2])
         scale = jnp.where(jnp.isfinite(lower) & jnp.isfinite(upper), upper - lower, 1.0)
-        return self.link(jnp.clip(mean, lower + eps * scale, upper - eps * scale))
+        at_end = eps * jnp.maximum(jnp.minimum(scale, 1.0), jnp.abs(lower))  # below any rate that is observed
+        return self.link(jnp.clip(mean, lower + jnp.where(mean > lower, tiny / eps, at_end), upper - eps * scale))
 
     # Expectations under eta ~ N(mean, variance) -------------------------------------------------------------
 
@@ -279,7 +280,7 @@ class Family:
         with _checks.at_once():
             bad = ~np.asarray(self.support.contains(x))
         if bad.any():
-            refuse_value(np.asarray(x), bad, self, (0,) * bad.ndim, "x")
+            refuse_value(np.broadcast_to(np.asarray(x), bad.shape), bad, self, (0,) * bad.ndim, "x")
 
     def __eq__(self, other: object) -> bool:
         names = [f.name for f in dataclasses.fields(self)]

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from glmvae.families.base import Family
 from glmvae.families.support import Support, check_support
+from glmvae.families.trees import hashable
 
 REAL_LINE = Support()
 
@@ -86,6 +87,7 @@ class CustomFamily(Family):
                 raise TypeError(f"{name}: expected a function, got {type(f).__name__}")
         check_support(limits, "limits")
         functions |= {"bounds": functions.pop("remainder"), "expected_bounds": functions.pop("expected_remainder")}
+        limits = Support(*map(hashable, limits))
         for name, value in {**functions, "limits": limits, "activation_scale": activation_scale}.items():
             object.__setattr__(self, name, value)
         self.__post_init__()

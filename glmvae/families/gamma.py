@@ -105,8 +105,9 @@ class Gamma(Family):
     def expansion_constant(
         self, mean: Array, variance: ArrayLike, statistic: Array, eta0: Array, dispersion: ArrayLike = 1.0
     ) -> Array:
-        ratio = mean / self.mean(eta0)
-        spread = variance / self.variance_function(eta0) + (ratio - 1) ** 2
+        mu = self.mean(eta0)  # whose square may be out of range
+        ratio = mean / mu
+        spread = variance / mu / mu + (ratio - 1) ** 2
         at_eta0 = (statistic - eta0 - ratio + 1 + 0.5 * spread) / dispersion
         return at_eta0 + special.stirling(1.0 / jnp.asarray(dispersion, mean.dtype)) - statistic
 

@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from glmvae.families.logistic_gap import NARROW, Gaps, mixture, series, trapezoid
 from glmvae.families.logistic_mixture import expected_logistic
 from glmvae.families.softplus_calculus import expected_excess, sigmoid, softplus
-from glmvae.families.special import logistic_deviance, logistic_kernel, logistic_residual, positive
+from glmvae.families.special import log_shares_by_each, logistic_deviance, logistic_kernel, logistic_residual
 
 Terms = tuple[Array, Array, Array]
 
@@ -107,7 +107,7 @@ def _logistic_terms_jvp(kind: Kind, primals: tuple, tangents: tuple) -> tuple[Te
         gap, shift, slope = mixture(mean, variance)
         by_x, by_rest = (softplus(t) + gap for t in (-mean, mean))
         if not kind.few:
-            entropy = [jnp.log(positive(part)) - jnp.log(positive(n)) for part in (x, rest)]
+            entropy = log_shares_by_each(x, rest)
             by_x, by_rest = (b + jnp.where(many(n), e, 0.0) for b, e in zip((by_x, by_rest), entropy, strict=True))
         by_value = by_value - by_x * dx - by_rest * drest
         by_gradient = by_gradient + dx - (sigmoid(mean) + shift) * dn

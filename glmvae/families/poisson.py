@@ -33,7 +33,7 @@ class Poisson(Family):
         return jnp.exp(theta)
 
     def base_statistic(self, x: Array) -> Array:
-        return special.log_poisson_saturated(x) - (special.x_log(x, x) - x)
+        return special.log_poisson_saturated(x) - (special.x_log(x) - x)
 
     def mean(self, eta: Array) -> Array:
         return jnp.exp(eta)
@@ -45,7 +45,7 @@ class Poisson(Family):
         return jnp.log(mean)
 
     def saturated_log_prob(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
-        return special.log_poisson_saturated(x) + (1 / dispersion - 1) * (special.x_log(x, x) - x)
+        return special.log_poisson_saturated(x) + (1 / dispersion - 1) * (special.x_log(x) - x)
 
     def log_prob(self, x: Array, eta: Array, dispersion: ArrayLike = 1.0) -> Array:
         return self.saturated_log_prob(x, dispersion) - special.poisson_deviance(x, eta) / dispersion

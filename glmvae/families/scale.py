@@ -5,7 +5,7 @@ A family writes its methods for t and never sees rho. Each is wrapped where its 
     eta -> rho eta     (m, v) -> (rho m, rho^2 v)     gradient -> rho gradient     weight -> rho^2 weight     link / rho
 
 and called on the family at scale 1, so methods may call each other and their parents'. The wrappers also bring what
-they get to one floating dtype and rank.
+they get to one floating dtype and rank, and what does not depend on x to its shape.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from glmvae import _checks
 from glmvae.families.support import of_rank
 from glmvae.families.trees import replaced
 
@@ -31,10 +32,8 @@ class Logistic(NamedTuple):
 
 
 def as_floats(*values: ArrayLike) -> list[Array]:
-    """Arrays of one floating dtype, that of the widest floating argument, and of one rank but for scalars."""
-    dtype = jnp.result_type(*values)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        dtype = jnp.result_type(float)
+    """Arrays of one rank but for scalars, in the precision that the widest floating argument is computed in."""
+    dtype = _checks.compute_dtype(jnp.result_type(*values))
     arrays = [jnp.asarray(v, dtype) for v in values]
     rank = max(a.ndim for a in arrays)
     return [of_rank(a, rank) for a in arrays]
@@ -54,6 +53,24 @@ def _of_predictor(method: Callable) -> Callable:
         (eta,) = as_floats(eta)
         plain, rho = at_scale_one(self, eta)
         return method(plain, rho * eta)
+
+    return wrapped
+
+
+def _of_one(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def wrapped(self: Any, value: ArrayLike, *others: ArrayLike, **named: ArrayLike) -> Array:
+        return method(self, *as_floats(value), *others, **named)
+
+    return wrapped
+
+
+def _of_data(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def wrapped(self: Any, x: ArrayLike, *dispersion: ArrayLike, **named: ArrayLike) -> Array:
+        x, *values = as_floats(x, *dispersion, *named.values())
+        value = method(self, x, *values[: len(dispersion)], **dict(zip(named, values[len(dispersion) :], strict=True)))
+        return jnp.broadcast_to(value, jnp.broadcast_shapes(x.shape, jnp.shape(value)))
 
     return wrapped
 
@@ -109,6 +126,7 @@ def _expansion_constant(method: Callable) -> Callable:
     def expansion_constant(
         self: Any, mean: Array, variance: ArrayLike, statistic: Array, eta0: Array, dispersion: ArrayLike = 1.0
     ) -> Array:
+        (mean,) = as_floats(mean)
         plain, rho = at_scale_one(self, mean)
         return method(plain, mean, variance, statistic, rho * eta0, jnp.asarray(dispersion, mean.dtype))
 
@@ -120,7 +138,8 @@ def _sample(method: Callable) -> Callable:
     def sample(self: Any, key: Array, eta: ArrayLike, dispersion: ArrayLike = 1.0) -> Array:
         eta, dispersion = as_floats(eta, dispersion)
         plain, rho = at_scale_one(self, eta)
-        return method(plain, key, rho * eta, dispersion)
+        each = jnp.broadcast_to(rho * eta, jnp.broadcast_shapes(eta.shape, dispersion.shape))  # a draw for each
+        return method(plain, key, each, dispersion)
 
     return sample
 
@@ -137,10 +156,17 @@ def _logistic_form(method: Callable) -> Callable:
 
 
 _WRAPPERS = {
+    "log_normalizer": _of_one,
+    "log_base_measure_from": _of_one,
+    "null_predictor": _of_one,
+    "dispersion_from": _of_one,
     "natural_parameter": _of_predictor,
     "mean": _of_predictor,
     "variance_function": _of_predictor,
     "link": _link,
+    "base_statistic": _of_data,
+    "log_base_measure": _of_data,
+    "saturated_log_prob": _of_data,
     "log_prob": _log_prob,
     "expected_terms": _expected_terms,
     "rounding_size": _rounding_size,

@@ -70,15 +70,32 @@ def stirling_parts(k: Array) -> tuple[Array, Array]:
     inverse = 1 / jnp.where(is_low, safe + (from_ - 1), safe)
     delta = inverse * polynomial(_STIRLING, inverse**2) + jnp.where(is_low, steps, 0.0)
 
-    below = jnp.clip(k, 0.0, 1.0)
+    below = jnp.where(k < 0, 0.0, jnp.where(small, k, 1.0))  # a clip has half the derivative at 0
     log_factorial = below * polynomial(_lgamma_coefficients(_LGAMMA_DEGREE[name]), 2 * below - 1)
-    whole = log_factorial + below - x_log(below, below)
+    whole = log_factorial + below - x_log(below)
     return jnp.where(small, 1.0, 2 * math.pi * safe), jnp.where(small, whole, delta)
 
 
-def x_log(x: Array, y: Array) -> Array:
-    """x log y, 0 where x is, however small y."""
-    return jnp.where(x == 0, 0.0, x * jnp.log(jnp.where(x == 0, 1.0, y)))
+def positive(x: Array) -> Array:
+    """x, no less than the smallest normal number."""
+    return jnp.maximum(x, jnp.finfo(x.dtype).tiny)
+
+
+def finite_log(x: Array) -> Array:
+    """log x, but 0 where x is: in derivatives of log p with respect to x or n these infinities cancel."""
+    return jnp.log(jnp.where(x <= 0, 1.0, x))
+
+
+@jax.custom_jvp
+def x_log(x: Array) -> Array:
+    """x log x, 0 where x is."""
+    return jnp.where(x == 0, 0.0, x * jnp.log(jnp.where(x == 0, 1.0, x)))
+
+
+@x_log.defjvp
+def _x_log_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return x_log(x), (finite_log(x) + 1) * dx
 
 
 @jax.jit
@@ -88,11 +105,23 @@ def log_poisson_saturated(x: Array) -> Array:
     return -0.5 * jnp.log(size) - delta
 
 
+@jax.custom_jvp
+def _in_order(x: Array, rest: Array) -> tuple[Array, Array]:
+    """The smaller and the larger; where they are equal one derivative each, not the halves of both."""
+    return jnp.minimum(x, rest), jnp.maximum(x, rest)
+
+
+@_in_order.defjvp
+def _in_order_jvp(primals: tuple, tangents: tuple) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    (x, rest), (dx, drest) = primals, tangents
+    return _in_order(x, rest), (jnp.where(x < rest, dx, drest), jnp.where(x < rest, drest, dx))
+
+
 @jax.jit
 def log_binomial_saturated(x: Array, rest: Array) -> Array:
     """log C(n, x) + x log(x / n) + (n - x) log((n - x) / n), n = x + rest."""
     # in this order 0 and n are exact
-    less, more = jnp.minimum(x, rest), jnp.maximum(x, rest)
+    less, more = _in_order(x, rest)
     (a, da), (b, db), (n, dn) = stirling_parts(less), stirling_parts(more), stirling_parts(x + rest)
     return -0.5 * jnp.log(a * (b / n)) - (da + (db - dn))
 
@@ -103,6 +132,7 @@ def log_choose(x: Array, rest: Array) -> Array:
     return log_binomial_saturated(x, rest) - log_shares(x, rest)
 
 
+@jax.custom_jvp
 def log_shares(x: Array, rest: Array) -> Array:
     """x log(x / n) + rest log(rest / n), n = x + rest, whichever of the two is small."""
     less, more = jnp.minimum(x, rest), jnp.maximum(x, rest)
@@ -110,6 +140,19 @@ def log_shares(x: Array, rest: Array) -> Array:
     # log1p of XLA is 120 rounding units off at -0.414 (float64)
     log_other = jnp.where(share < 0.25, jnp.log1p(-jnp.minimum(share, 0.25)), jnp.log(1 - share))
     return less * jnp.log(positive(share)) + more * log_other
+
+
+@log_shares.defjvp
+def _log_shares_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x, rest), (dx, drest) = primals, tangents
+    by_x, by_rest = log_shares_by_each(x, rest)
+    return log_shares(x, rest), by_x * dx + by_rest * drest
+
+
+def log_shares_by_each(x: Array, rest: Array) -> tuple[Array, Array]:
+    """The derivatives of ``log_shares``: log(x / n) and log(rest / n), with the logarithm that is finite."""
+    log_n = finite_log(x + rest)
+    return finite_log(x) - log_n, finite_log(rest) - log_n
 
 
 @jax.jit
@@ -159,18 +202,13 @@ def poisson_deviance(x: Array, t: Array) -> Array:
     mu = jnp.exp(t)
     gap = x - mu
     near = jnp.abs(gap) < _NEAR * mu
-    return jnp.where(near, _deviance_part(x, mu, jnp.where(near, gap, 0.0)), x_log(x, x) - x * (t + 1) + mu)
+    return jnp.where(near, _deviance_part(x, mu, jnp.where(near, gap, 0.0)), x_log(x) - x * (t + 1) + mu)
 
 
 @poisson_deviance.defjvp
 def _poisson_deviance_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x, t), (dx, dt) = primals, tangents
-    return poisson_deviance(x, t), (jnp.exp(t) - x) * dt + (jnp.log(positive(x)) - t) * dx
-
-
-def positive(x: Array) -> Array:
-    """x, no less than the smallest normal number."""
-    return jnp.maximum(x, jnp.finfo(x.dtype).tiny)
+    return poisson_deviance(x, t), (jnp.exp(t) - x) * dt + (finite_log(x) - t) * dx
 
 
 def logistic_residual(x: Array, rest: Array, t: Array) -> Array:
@@ -211,8 +249,6 @@ def logistic_deviance(x: Array, rest: Array, t: Array) -> Array:
 @logistic_deviance.defjvp
 def _logistic_deviance_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x, rest, t), (dx, drest, dt) = primals, tangents
-    n = x + rest
-    by_x = jnp.log(positive(x)) - jnp.log(positive(n)) + softplus(-t)
-    by_rest = jnp.log(positive(rest)) - jnp.log(positive(n)) + softplus(t)
-    tangent = by_x * dx + by_rest * drest - logistic_residual(x, rest, t) * dt
+    by_x, by_rest = log_shares_by_each(x, rest)
+    tangent = (by_x + softplus(-t)) * dx + (by_rest + softplus(t)) * drest - logistic_residual(x, rest, t) * dt
     return logistic_deviance(x, rest, t), tangent

@@ -49,6 +49,15 @@ def replaced(value: Any, **fields: Any) -> Any:
     return result
 
 
+def hashable(value: Any) -> Any:
+    """Tuples of numbers in place of an array, so that it can be part of a pytree's structure; else the value itself."""
+    return _tuples(np.asarray(value).tolist()) if isinstance(value, jax.Array | np.ndarray | list) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def is_same(a: Any, b: Any) -> bool:
     """Whether two fields have one value; arrays entry by entry, tracers only if they are one object."""
     if a is b:
