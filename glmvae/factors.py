@@ -156,7 +156,7 @@ def varimax(optimum: Any, *, normalize: bool = True) -> Any:
         What was given, with loadings W R, and encoder and posterior where it has them turned along, z -> R'z; the
         eigenvalues of the units are those for which :func:`~glmvae.pruning.activity` is right in these axes. Pruned
         units stay pruned: active ones alone are rotated, among themselves, and stand by descending explained variance.
-        The largest loading of each factor is positive.
+        The largest loading of each factor, in units of the noise of its column, is positive.
 
     Raises:
         TypeError: no model; one that a transformation traces (this runs on the host).
@@ -221,7 +221,8 @@ def _rotation(loadings: np.ndarray, active: np.ndarray, scale: np.ndarray, norma
     length = np.linalg.norm(part, axis=1, keepdims=True)
     inner = varimax_rotation(part / np.where(length > 0, length, 1.0) if normalize else part)
     turned = part @ inner
-    order = np.argsort(-np.sum((scale[:, None] * turned) ** 2, axis=0), kind="stable")
+    turned = scale[:, None] * turned  # in units of the noise, whatever those of the columns
+    order = np.argsort(-np.sum(turned**2, axis=0), kind="stable")
     turned, inner = turned[:, order], inner[:, order]
     inner = inner * np.where(np.take_along_axis(turned, np.argmax(np.abs(turned), axis=0)[None], 0) < 0, -1.0, 1.0)
     whole = np.zeros((units, units))

@@ -37,7 +37,7 @@ def activity(optimum: Any) -> Float[Array, " k"]:
         optimum: from :func:`~glmvae.optimum.fit`, or a refined one.
 
     Returns:
-        (kappa,), descending.
+        (kappa,), descending; after a rotation in the order of its factors.
 
     Raises:
         TypeError: an optimum that is none.

@@ -104,7 +104,8 @@ def _solution(numpy: Any, spectrum: Spectrum, latent_dim: int, beta: Any, given:
     ratio = safe / numpy.where(cutoff == 0, 1.0, cutoff)
     log_ratio = numpy.where(units.active & (cutoff != 0), numpy.log(numpy.where(units.active, ratio, 1.0)), 0.0)
     fitted = numpy.sum(numpy.where(units.active, beta * (1 + log_ratio), 0.0))
-    left = numpy.sum(values) - numpy.sum(numpy.where(units.active, units.top, 0.0)) + rest
+    # Never the sum of all less that of the active: what is left may be nothing beside the largest
+    left = numpy.sum(values[latent_dim:]) + numpy.sum(numpy.where(units.active, 0.0, units.top)) + rest
     elbo = _constant(numpy, spectrum, quadratic, phi) - 0.5 * (fitted + left / divisor)
     intercept, bias, coefficients, beside = _shifts(numpy, spectrum, quadratic, encoder)
     return Solution(

@@ -83,6 +83,19 @@ def test_a_simple_structure_is_found_again(normalize, dtype):
     assert np.max(np.abs(mixed - simple[:, order])) > 0.3
 
 
+@pytest.mark.float64
+def test_order_and_signs_are_free_of_the_units_of_measurement():
+    loadings, size = np.random.default_rng(3).normal(size=(5, 2)), np.array([1.0, 1e3, 1.0, 1e-3, 1.0])
+    found = []
+    for unit in (np.ones(5), size):
+        model = AffineModel(Affine(loadings * unit[:, None], np.zeros(5)), Objective(Gaussian(), dispersion=unit**2))
+        found.append(np.asarray(varimax(model).loadings) / unit[:, None])
+    np.testing.assert_allclose(found[1], found[0], atol=1e-9)
+    raw = found[0] * size[:, None]  # control: in raw units another loading is the largest, of another sign
+    largest = [np.take_along_axis(found[0], np.argmax(np.abs(a), axis=0)[None], 0)[0] for a in (raw, found[0])]
+    assert np.any(np.sign(largest[0]) != np.sign(largest[1]))
+
+
 def test_no_elbo_changes(dtype):
     x = table(dtype)
     start = fit(x, Poisson(), K, expand_at="null")

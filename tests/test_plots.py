@@ -143,6 +143,17 @@ def test_rows_without_a_label_are_drawn_as_such():
         plt.close(ax.figure)
 
 
+def test_no_two_classes_look_alike():
+    ax = plots.latent_scatter(X, np.arange(60) % 13)
+    looks = {(tuple(drawn.get_facecolor()[0]), drawn.get_paths()[0].vertices.tobytes()) for drawn in ax.collections}
+    assert len(looks) == len(ax.collections) == 13
+    plt.close(ax.figure)
+
+
+def test_no_unit_is_an_empty_picture_without_a_warning():
+    assert plots.activities([1.0, 2.0], np.zeros((2, 0))).get_legend() is None
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [

@@ -44,6 +44,32 @@ def test_columns_far_from_zero_lose_no_digits_but_their_own(variance, dtype):
     assert np.all(np.abs(found - wanted) < 24 * eps + eps * mean)
 
 
+@pytest.mark.parametrize("unit", [1e-8, 1e8])
+def test_the_density_of_a_known_predictor_is_free_of_the_unit(unit, dtype):
+    mean, variance = np.array([[0.0, 1.0, -2.0]], dtype), np.array([[0.0, 1e-6, 0.5]], dtype)
+    plain = np.asarray(PREDICTIVE(Gaussian(), mean + 1, mean, variance, np.asarray(0.3, dtype)))
+    scale = np.asarray(unit, dtype)
+    other = PREDICTIVE(
+        Gaussian(), scale * (mean + 1), scale * mean, scale**2 * variance, scale**2 * np.asarray(0.3, dtype)
+    )
+    np.testing.assert_allclose(np.asarray(other, float) + np.log(unit), plain, atol=100 * np.finfo(dtype).eps)
+
+
+@pytest.mark.float64
+def test_rare_entries_under_a_wide_predictor_are_within_1e_4():
+    for family, phi, variance, mean, x in (
+        (Gamma(), 5.0, 8.9, -1.2527, 35.673),
+        (Gamma(), 1.0, 8.9, 0.3544, 1.94e-4),
+        (Poisson(), 1.0, 8.9, -2.6549, 0.0),
+    ):
+        found = float(PREDICTIVE(family, np.array([[x]]), np.array([[mean]]), np.array([[variance]]), phi)[0, 0])
+        u = np.linspace(-40, 40, 100_001)[:, None]
+        log_p = np.asarray(family.log_prob(np.array([x]), mean + np.sqrt(variance) * u, phi)) + scipy.stats.norm.logpdf(
+            u
+        )
+        assert abs(found - np.logaddexp.reduce(log_p[:, 0]) - np.log(80 / 100_000)) < 1e-4
+
+
 @pytest.mark.float64
 def test_a_count_of_thousands_is_a_spike_that_is_found():
     x, mean, variance = jnp.array([[20_000.0]]), jnp.array([[7.0]]), jnp.array([[1.0]])
@@ -51,7 +77,7 @@ def test_a_count_of_thousands_is_a_spike_that_is_found():
     log_rate = np.linspace(9.7, 10.1, 40_001)
     density = scipy.stats.poisson.pmf(20_000, np.exp(log_rate)) * scipy.stats.norm.pdf(log_rate, 7.0, 1.0)
     assert abs(found - np.log(density.sum() * 1e-5)) < 1e-6
-    nodes, weights = np.polynomial.hermite.hermgauss(24)  # around the mean: they miss it
+    nodes, weights = np.polynomial.hermite.hermgauss(48)  # around the mean: they miss it
     rule = np.log(
         np.sum(weights * scipy.stats.poisson.pmf(20_000, np.exp(7 + np.sqrt(2) * nodes))) / np.sqrt(np.pi) + 1e-300
     )

@@ -14,7 +14,7 @@ from glmvae.ascent import best_posterior
 from glmvae.factors import explained_variance
 from glmvae.model import as_model
 from glmvae.optimum import AffineOptimum, posterior
-from glmvae.plots.figures import new_axes, numbers, require
+from glmvae.plots.figures import MARKERS, new_axes, numbers, require
 from glmvae.sources import as_source
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def _draw_labelled(ax: Axes, points: np.ndarray, labels: Any, settings: dict[str
     else:
         for i, label in enumerate(classes):
             chosen = shown[of_row == i]
-            ax.scatter(chosen[:, 0], chosen[:, 1], color=f"C{i % 10}", label=str(label), **settings)
+            look = {"color": f"C{i % 10}", "marker": MARKERS[i // 10 % len(MARKERS)]}
+            ax.scatter(chosen[:, 0], chosen[:, 1], label=str(label), **look, **settings)
     if len(others):
         ax.scatter(others[:, 0], others[:, 1], color="0.6", label="missing", **settings)
     if len(others) or not scale:

@@ -133,5 +133,6 @@ def activities(
         ax.set_xscale("log")
     ax.set(xlabel="beta", ylabel="activity of a latent unit", ylim=(-0.03, 1.05))
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=9)
+    if nets or lines.size:
+        ax.legend(fontsize=9)
     return ax
