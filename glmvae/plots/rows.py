@@ -132,7 +132,7 @@ def _draw_labelled(ax: Axes, points: np.ndarray, labels: Any, settings: dict[str
     else:
         for i, label in enumerate(classes):
             chosen = shown[of_row == i]
-            look = {"color": f"C{i % 10}", "marker": MARKERS[i // 10 % len(MARKERS)]}
+            look: dict[str, Any] = {"color": f"C{i % 10}", "marker": MARKERS[i // 10 % len(MARKERS)]}
             ax.scatter(chosen[:, 0], chosen[:, 1], label=str(label), **look, **settings)
     if len(others):
         ax.scatter(others[:, 0], others[:, 1], color="0.6", label="missing", **settings)
