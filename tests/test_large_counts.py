@@ -170,20 +170,25 @@ SLOPES = {"float64": 1e-12, "float32": 5e-5}
 POINTS = [(0.0, 5.0, 0.3), (5.0, 5.0, 0.3), (0.0, 40.0, -2.0), (40.0, 40.0, 1.5), (0.25, 40.0, 0.5)]
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def slopes(kind, x, parameter, eta):
-    """In x, of log p, of its expectation at variance 0 and of K; the second of log p; the first in the parameter."""
-    make, variance = KINDS[kind][1], jnp.zeros((), x.dtype)
+def along(f):
+    """The derivative of a function of one number, forward: the least to compile."""
+    return lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
 
-    def log_prob(x, parameter):
-        return make(parameter).log_prob(x, eta)
 
-    def expected(x):
-        return make(parameter).expected_log_prob(x, eta, variance)
+@functools.cache
+def slopes(kind):
+    """In x, of log p, of its expectation at variance 0 and of K; the second of log p; the first in the parameter.
 
-    first = jax.grad(log_prob)
-    both = first(x, parameter), jax.grad(expected)(x), jax.grad(lambda x: make(parameter).log_base_measure(x))(x)
-    return *both, jax.grad(first)(x, parameter), jax.grad(log_prob, 1)(x, parameter)
+    Five programs of (x, parameter, eta), which compile in a third of the time of one.
+    """
+    make = KINDS[kind][1]
+    return [
+        jax.jit(jax.grad(lambda x, p, eta: make(p).log_prob(x, eta))),
+        jax.jit(lambda x, p, eta: along(lambda x: make(p).expected_log_prob(x, eta, 0 * eta))(x)),
+        jax.jit(lambda x, p, eta: along(lambda x: make(p).log_base_measure(x))(x)),
+        jax.jit(lambda x, p, eta: along(along(lambda x: make(p).log_prob(x, eta)))(x)),
+        jax.jit(lambda x, p, eta: along(lambda p: make(p).log_prob(x, eta))(p)),
+    ]
 
 
 def exact_slopes(kind, x, parameter, eta):
@@ -201,7 +206,8 @@ def exact_slopes(kind, x, parameter, eta):
 @pytest.mark.parametrize("kind", KINDS)
 def test_derivatives_in_the_counts_and_the_parameter(kind, dtype):
     for x, parameter, eta in POINTS:
-        found = slopes(kind, *(jnp.asarray(v, dtype) for v in (x, parameter, eta)))
+        point = [jnp.asarray(v, dtype) for v in (x, parameter, eta)]
+        found = [slope(*point) for slope in slopes(kind)]
         expected = exact_slopes(kind, x, parameter, float(dtype.type(eta)))
         for order, got, exact in zip((1, 1, 1, 2, 1), found, expected, strict=True):
             tolerance = SLOPES[str(dtype)] ** (1 / order)
