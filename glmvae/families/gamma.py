@@ -107,7 +107,7 @@ class Gamma(Family):
     ) -> Array:
         mu = self.mean(eta0)  # whose square may be out of range
         ratio = mean / mu
-        spread = variance / mu / mu + (ratio - 1) ** 2
+        spread = variance / mu * jnp.exp(-eta0) + (ratio - 1) ** 2  # two divisions XLA makes one, by the square
         at_eta0 = (statistic - eta0 - ratio + 1 + 0.5 * spread) / dispersion
         return at_eta0 + special.stirling(1.0 / jnp.asarray(dispersion, mean.dtype)) - statistic
 
