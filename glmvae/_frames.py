@@ -40,6 +40,19 @@ def shown(index: int, names: tuple[str, ...] | None) -> str:
     return "" if names is None else f' (column "{names[index]}")'
 
 
+def refuse_other(names: Any, wanted: Any, name: str, whose: str) -> None:
+    """Where both are known, names are those wanted, in their order; another number of them is judged elsewhere.
+
+    Raises:
+        ValueError: they are not; it names the first.
+    """
+    if names is None or wanted is None or len(names) != len(wanted):
+        return
+    for j, (expected, here) in enumerate(zip(wanted, names, strict=True)):
+        if here != expected:
+            raise ValueError(f'{name}: expected {whose}, "{expected}" at {j}, got "{here}"')
+
+
 def names_for(source: Any, start: Any = None) -> ColumnNames | None:
     """Those of a source, or of what it is fitted on from; None of moments."""
     names = getattr(source, "column_names", None) or getattr(start, "column_names", None)

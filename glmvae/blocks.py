@@ -33,7 +33,6 @@ from glmvae.rows import Rows, check_rows, entered
 from glmvae.sources import Source, concrete
 from glmvae.stores import Block as Block
 from glmvae.stores import Store as Store
-from glmvae.variational import Posterior
 
 Function = Callable[..., tuple[Any, Any]]
 
@@ -159,14 +158,11 @@ def _pass(
 
 
 def _check_given(given: Any, num_rows: int, last: bool) -> None:
-    """What goes with the rows has as many; one is for all of them, but not one mean of a posterior."""
-    nodes = jax.tree.leaves(given, is_leaf=lambda node: isinstance(node, Posterior))
-    means = [id(node.mean) for node in nodes if isinstance(node, Posterior)]
+    """What goes with the rows has as many."""
     for leaf in jax.tree.leaves(given):
-        length, is_shared = leaf.shape[0], leaf.shape[0] == 1 and id(leaf) not in means
-        if not is_shared and (length < num_rows or (last and length > num_rows)):
+        if leaf.shape[0] != 1 and (leaf.shape[0] < num_rows or (last and leaf.shape[0] > num_rows)):
             rows = f"{num_rows} rows" if last else f"at least {num_rows} rows"
-            raise ValueError(f"posterior: expected {rows}, as many as x has, got {length}")
+            raise ValueError(f"posterior: expected {rows}, as many as x has, got {leaf.shape[0]}")
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from glmvae.elbo.sampling import draw, log_prob_of, over_draws, rows_of, sampler
 from glmvae.model import Objective, as_model
 from glmvae.rows import Rows
 from glmvae.sources import as_source
-from glmvae.variational import Posterior, as_posterior
+from glmvae.variational import Posterior, as_posterior, one_a_row
 
 # Below so many effective draws a value cannot be trusted, nor its standard error.
 _FEW = 10
@@ -151,7 +151,8 @@ def _estimate(
     source, objective, units = decoder_arguments(decoder, source, objective)
     posterior = as_posterior(posterior, units, source.num_rows)
     given, draws = (posterior, np.arange(posterior.mean.shape[0])), np.arange(num_samples)
-    value, size = per_row_of(_weighed, decoder, source, objective, posterior.mean, given, key, draws, width=1)
+    found = per_row_of(_weighed, decoder, source, objective, posterior.mean, given, key, draws, width=1)
+    value, size = one_a_row(found, posterior)
     if num_samples == 1:  # the NaN is meant
         with jax.debug_nans(False):
             return value, jnp.full_like(value, jnp.nan), size

@@ -20,10 +20,10 @@ from glmvae.blocks import per_row
 from glmvae.elbo import elbo_exact, elbo_quadratic
 from glmvae.elbo.decoders import elbo_monte_carlo
 from glmvae.model import AffineModel, as_model, require_density
-from glmvae.nets.autoencoder import VAE, as_vae, encode_rows, require_alike, rows_for
+from glmvae.nets.autoencoder import VAE, as_vae, encode_rows, rows_for
 from glmvae.optimum import AffineOptimum, posterior
 from glmvae.rows import Rows, row_sum
-from glmvae.sources import Source, as_source
+from glmvae.sources import Source, as_source, require_alike
 from glmvae.variational import Posterior, gaussian_kl, predictor_moments
 
 #: A unit is active where its activity exceeds this (Burda et al. 2015).
@@ -92,7 +92,8 @@ def evaluate(key: Array, vae: VAE, x: Any, *, test: Any = None, num_samples: int
     num_samples = _settings.integer(num_samples, "num_samples")
     source = rows_for(vae, x)
     tests = None if test is None else rows_for(vae, test, "test")
-    require_alike(tests, source)
+    if tests is not None:
+        require_alike(tests, source)
     elbo, error, mean, kl, weight = _measured(key, vae, source, num_samples)
     test_elbo, test_error = np.nan, np.nan
     if tests is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from glmvae import _checks
+from glmvae import _checks, _frames
 from glmvae.rows import OFFSET, Brought, Rows, as_rows
 
 
@@ -106,12 +106,9 @@ class BatchSource(Source):
                 f"{self._name}: expected every batch to bring {there} offset as batch 0 does, got {got} in batch "
                 f"{index}; zeros are no offset"
             )
-        first, here = self.column_names, rows.column_names
-        if index and first and here and first != here:
-            j = next(j for j, name in enumerate(first) if name != here[j])
-            raise ValueError(
-                f'{self._name}: expected column "{first[j]}" at [{j}] as in batch 0, got "{here[j]}" in batch {index}'
-            )
+        if index:
+            whose = f"the columns of batch 0 in batch {index}"
+            _frames.refuse_other(rows.column_names, self.column_names, self._name, whose)
         return rows
 
     def pieces(self) -> Iterator[Rows]:
@@ -151,12 +148,24 @@ def as_source(x: Any, name: str = "x", columns: int | None = None, like: Any = N
     if columns is not None and source.num_columns != columns:
         shape = "" if source.rows is None else f" (shape {source.rows.x.shape})"
         raise ValueError(f"{name}: expected {columns} columns, got {source.num_columns}{shape}")
-    wanted, got = getattr(like, "column_names", None), source.column_names
-    if wanted is not None and got is not None and wanted != got:
-        at = next(i for i, pair in enumerate(zip(wanted, got, strict=True)) if pair[0] != pair[1])
-        raise ValueError(f'{name}: expected the columns of the optimum, "{wanted[at]}" at {at}, got "{got[at]}"')
+    wanted = getattr(like, "column_names", None)
+    _frames.refuse_other(source.column_names, wanted, name, "the columns of the optimum")
     require_offset(like, source.has_offset)
     return source
+
+
+def require_alike(test: Source, source: Source) -> None:
+    """Test data are what the data x are: columns of the same names in one order, and an offset in both or in neither.
+
+    Raises:
+        ValueError: they are not.
+    """
+    _frames.refuse_other(test.column_names, source.column_names, "test", "the columns of x")
+    if None not in (source.has_offset, test.has_offset) and source.has_offset != test.has_offset:
+        an, one, none = ("an", "one", "none") if source.has_offset else ("no", "none", "one")
+        raise ValueError(
+            f'test: expected {an} offset as x brings {one}, got {none}; zeros say "none", offset=numpy.zeros(N)'
+        )
 
 
 def require_offset(like: Any, has_offset: bool | None) -> None:

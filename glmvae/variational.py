@@ -47,6 +47,18 @@ def as_posterior(value: Any, latent_dim: int | None = None, num_rows: int | None
     return Posterior(mean, covariance)
 
 
+def one_a_row(values: Any, posterior: Posterior) -> Any:
+    """Values a row (N, ...), seen to be of a posterior of N rows: how many there are a stream tells at its end.
+
+    Raises:
+        ValueError: they are not; covariances may be shared, a mean may not.
+    """
+    rows, got = jax.tree.leaves(values)[0].shape[0], posterior.mean.shape[0]
+    if rows != got:
+        raise ValueError(f"posterior.mean: expected {rows} rows, as many as x has, got {got}")
+    return values
+
+
 def kl_divergence(posterior: Posterior) -> Float[Array, " n"]:
     """KL(N(mu_z, Sigma_z) || N(0, I)) of every row, in nats (24).
 

@@ -11,7 +11,7 @@ import pytest
 from compilations import counted
 from memory import Measured, peak
 
-from glmvae import Posterior, Rows
+from glmvae import Rows
 from glmvae.blocks import Block, Store, _add, per_row, sweep
 from glmvae.cuts import LADDER, block_size, cut_rows, layout
 from glmvae.families import Bernoulli, Binomial, Poisson
@@ -165,20 +165,6 @@ def test_what_the_rows_of_a_batch_share_is_not_that_of_other_batches():
         found = per_row(_trials, as_source(lambda rows=rows: iter(rows)), size=SIZE)
         each = np.concatenate([np.broadcast_to(trials, part.shape) for part, trials in parts])
         np.testing.assert_array_equal(found, first if first is second else each)
-
-
-def _means(rows, q):
-    return None, jnp.broadcast_to(q.mean[:, 0], rows.num_rows)
-
-
-@pytest.mark.any_precision
-def test_the_mean_of_a_posterior_is_not_for_all_rows_but_a_covariance_is():
-    x, covariance = data(LONG), np.ones((1, 1, 1), "float32")
-    mean = np.arange(LONG, dtype="float32")[:, None]
-    source = as_source(lambda: iter([x[:40], x[40:]]))
-    np.testing.assert_array_equal(per_row(_means, source, given=Posterior(mean, covariance), size=SIZE), mean[:, 0])
-    with pytest.raises(ValueError, match="posterior: expected at least 40 rows, as many as x has, got 1"):
-        per_row(_means, source, given=Posterior(mean[:1], covariance), size=SIZE)
 
 
 @pytest.mark.any_precision

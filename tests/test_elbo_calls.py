@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from elbo_cases import ALL, RTOL, float32_keeps, setting
-from tables import all_refused
+from tables import all_refused, refused
 
 from glmvae import (
     Affine,
@@ -14,10 +14,13 @@ from glmvae import (
     Posterior,
     Rows,
     affine_posterior,
+    bracket,
     elbo_exact,
     elbo_monte_carlo,
     elbo_profile,
     elbo_quadratic,
+    elbo_taylor,
+    log_likelihood,
     moments,
 )
 from glmvae.families import Bernoulli, Poisson
@@ -177,3 +180,29 @@ def test_a_missing_entry_that_overflows_has_no_gradient():
     gradient = jax.grad(lambda loadings: sampled(loadings, slice(0, 2)).sum())(loadings)
     assert np.isfinite(gradient).all()
     assert mean[0] > np.log(np.finfo(np.float32).max)  # what overflows in the missing entry
+
+
+@pytest.mark.any_precision
+def test_the_mean_of_a_posterior_is_not_for_all_rows_but_a_covariance_is():
+    """In memory as in a stream, which tells its rows at its end; a stream of one row has one mean."""
+    s = setting("gaussian", np.float64)
+    x, q = s.x, affine_posterior(s.model, s.x)
+    assert q.covariance.shape[0] == 1
+
+    def every(stream, q):
+        decoder = s.model.decoder
+        yield lambda: elbo_exact(s.model, stream(), q)
+        yield lambda: elbo_quadratic(s.model, stream(), q)
+        yield lambda: bracket(s.model, stream(), q)
+        yield lambda: elbo_taylor(decoder, stream(), q, s.objective)
+        yield lambda: elbo_monte_carlo(jax.random.key(0), decoder, stream(), q, s.objective, num_samples=2)
+        yield lambda: log_likelihood(jax.random.key(0), decoder, stream(), posterior=q, objective=s.objective)
+
+    one = Posterior(q.mean[:1], q.covariance)
+    for good, bad in zip(
+        every(lambda: iter([x[:20], x[20:]]), q), every(lambda: iter([x[:20], x[20:]]), one), strict=True
+    ):
+        assert jax.tree.leaves(good())[0].shape == (len(x),)
+        assert not refused(bad, ValueError, f"posterior.mean: expected {len(x)} rows, as many as x has, got 1")
+    for good in every(lambda: iter([x[:1]]), one):
+        assert jax.tree.leaves(good())[0].shape == (1,)

@@ -117,7 +117,7 @@ def test_names_stand_beside_the_index():
             (
                 lambda: moments(lambda: half),
                 ValueError,
-                r'expected column "smoker" at \[0\] .* got "visits" in batch 1',
+                r'the columns of batch 0 in batch 1, "smoker" at 0, got "visits"',
             ),
             (lambda: moments(huge), ValueError, r'overflows in float\d+; .*\(column 2, "age", goes from'),
             (lambda: _refined(Rows(TABLE, missing=never)), ValueError, r'none at \[1\] \(column "visits"\)'),

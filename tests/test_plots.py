@@ -186,7 +186,10 @@ ONE = Evaluation(*(part[0] for part in RUNS["near"]))
         (lambda: plots.elbo_curves(RUNS["near"]), r"curves: expected a mapping such as .*, got Evaluation"),
         (lambda: plots.elbo_curves(None), "curves: expected a mapping such as .*, got NoneType"),
         (lambda: plots.elbo_curves({"near": [1.0, 2.0]}), r"curves\['near'\]: expected the evaluations .* got list"),
-        (lambda: plots.elbo_curves({"near": ONE}), r"curves\['near'\]: expected the evaluations .* a single"),
+        (
+            lambda: plots.elbo_curves({"near": ONE}),
+            r"curves\['near'\]: expected the evaluations of a run, run.evaluations, got Evaluation",
+        ),
         (lambda: plots.elbo_curves(RUNS, -11.0), "reference: expected a monitor.Reference, got float"),
         (lambda: plots.elbo_curves(RUNS, ax=plt), "ax: expected matplotlib Axes, got module"),
         (lambda: plots.activities(BETAS, np.ones((3, 2)), np.ones((3, 2))), r"trained: expected a mapping .* ndarray"),

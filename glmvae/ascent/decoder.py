@@ -67,7 +67,7 @@ def unstacked(theta: np.ndarray, like: Affine) -> Affine:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is no step that is taken
-def decoder_step(sums: Sums, decoder: Affine, objective: Objective, free_dispersion: bool = False) -> DecoderStep:
+def decoder_step(sums: Sums, decoder: Affine, objective: Objective, free_dispersion: bool) -> DecoderStep:
     """The step of a decoder from the sums of a pass at it."""
     eps = float(np.finfo(sums.gram.dtype).eps)
     host: Any = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
@@ -83,17 +83,17 @@ def decoder_step(sums: Sums, decoder: Affine, objective: Objective, free_dispers
     gain = (np.sum(score * step) - 0.5 * np.einsum("dk,dkl,dl->", step, gram, step)) / host.num_rows
     change, reduced = _standardisation(spread, units, np.asarray(decoder.loadings).dtype)
     weight = gram[:, units, units] / host.num_rows
-    phi, widened = _dispersion(host, objective) if free_dispersion else (None, 0.0)
-    return DecoderStep(step, change, phi, float(gain + beta * reduced + widened), metric, weight)
+    phi, by_phi = _dispersion(host, objective) if free_dispersion else (None, 0.0)
+    return DecoderStep(step, change, phi, float(gain + beta * reduced + by_phi), metric, weight)
 
 
 def _trusted(objective: Objective, length: np.ndarray) -> np.ndarray:
     """The share of the step of every column that is taken."""
 
     def share(member: Any, length: Any) -> Any:
-        return 0 * length + 1 if member.is_quadratic else _TRUST / length
+        return np.ones_like(length) if member.is_quadratic else _TRUST / np.maximum(length, _TRUST)
 
-    return np.asarray(objective.family.by_member(share, np.maximum(length, _TRUST)), np.float64)
+    return np.asarray(objective.family.by_member(share, length), np.float64)
 
 
 def _dispersion(host: Sums, objective: Objective) -> tuple[Array, float]:

@@ -30,7 +30,7 @@ from glmvae.sources import Source, as_source, require_offset
 from glmvae.statistics import Moments, as_moments
 from glmvae.statistics.moment_checks import in_precision
 from glmvae.statistics.residuals import with_trials
-from glmvae.variational import Posterior, as_posterior, kl_of, predictor_moments, upper_triangle
+from glmvae.variational import Posterior, as_posterior, kl_of, one_a_row, predictor_moments, upper_triangle
 
 
 def elbo_exact(model: Any, x: Any, posterior: Posterior) -> Float[Array, " n"]:
@@ -69,7 +69,7 @@ def elbo_exact(model: Any, x: Any, posterior: Posterior) -> Float[Array, " n"]:
     """
     model, source = affine_arguments(model, x)
     posterior = as_posterior(posterior, model.decoder.latent_dim, source.num_rows)
-    return per_row(_exact, source, model, given=posterior, **_options(model))
+    return one_a_row(per_row(_exact, source, model, given=posterior, **_options(model)), posterior)
 
 
 def _exact(rows: Rows, posterior: Posterior, model: AffineModel) -> tuple[None, Array]:
@@ -129,7 +129,7 @@ def elbo_quadratic(
     model, source = affine_arguments(model, x)
     posterior = as_posterior(posterior, model.decoder.latent_dim, source.num_rows)
     eta0 = _expansion_point(expand_at, model, source)
-    return per_row(_quadratic, source, model, eta0, given=posterior, **_options(model))
+    return one_a_row(per_row(_quadratic, source, model, eta0, given=posterior, **_options(model)), posterior)
 
 
 def _quadratic(rows: Rows, posterior: Posterior, model: AffineModel, eta0: Array) -> tuple[None, Array]:

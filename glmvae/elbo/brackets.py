@@ -29,7 +29,7 @@ from glmvae.families import Family
 from glmvae.families.softplus_calculus import sigmoid
 from glmvae.model import Affine, AffineModel
 from glmvae.rows import Rows, observed
-from glmvae.variational import Posterior, as_posterior, gaussian_kl, predictor_moments
+from glmvae.variational import Posterior, as_posterior, gaussian_kl, one_a_row, predictor_moments
 
 # Rounding units allowed for in a term, those of ``Family.rounding_size`` too, beyond those of the sums that make it.
 _ROUNDING = 16
@@ -69,7 +69,7 @@ def bracket(model: Any, x: Any, posterior: Posterior) -> tuple[Float[Array, " n"
     posterior = as_posterior(posterior, model.decoder.latent_dim, source.num_rows)
     model.family.by_member(_require_bounds)
     options: dict[str, Any] = {"family": model.family, "num_covariates": model.decoder.num_covariates}
-    return per_row(_bracket, source, model, given=posterior, **options)
+    return one_a_row(per_row(_bracket, source, model, given=posterior, **options), posterior)
 
 
 def _require_bounds(family: Family) -> None:

@@ -23,7 +23,7 @@ from glmvae.elbo.decoding import Decoder, decoded, decoder_arguments, expansion_
 from glmvae.elbo.sampling import draw, log_prob_of, over_draws, rows_of, sampler
 from glmvae.model import Objective
 from glmvae.rows import Rows
-from glmvae.variational import Posterior, as_posterior, kl_of
+from glmvae.variational import Posterior, as_posterior, kl_of, one_a_row
 
 
 def elbo_taylor(
@@ -71,7 +71,8 @@ def elbo_taylor(
     posterior = as_posterior(posterior, units, source.num_rows)
     units = posterior.mean.shape[1]
     z0 = None if z0 is None else expansion_point_in_z(z0, source.num_rows, units)
-    return per_row_of(_taylor, decoder, source, objective, posterior.mean, (posterior, z0), width=units + 1)
+    value = per_row_of(_taylor, decoder, source, objective, posterior.mean, (posterior, z0), width=units + 1)
+    return one_a_row(value, posterior)
 
 
 def _taylor(rows: Rows, old: Any, decoder: Decoder, objective: Objective) -> tuple[None, Array]:
@@ -187,7 +188,8 @@ def elbo_monte_carlo(
     posterior = as_posterior(posterior, units, source.num_rows)
     draws = np.arange(_settings.integer(num_samples, "num_samples"))
     given = (posterior, np.arange(posterior.mean.shape[0]))
-    value, error = per_row_of(_monte_carlo, decoder, source, objective, posterior.mean, given, key, draws, width=1)
+    found = per_row_of(_monte_carlo, decoder, source, objective, posterior.mean, given, key, draws, width=1)
+    value, error = one_a_row(found, posterior)
     if len(draws) == 1:  # the NaN is meant
         with jax.debug_nans(False):
             error = jnp.full_like(error, jnp.nan)

@@ -60,7 +60,7 @@ def beside(estimator: Any, reset: bool = False, **brought: Any) -> dict[str, Any
     names = _frames.names_of(brought["covariates"])
     if reset:
         estimator.covariate_names_in_ = names
-    _check_covariate_names(names, getattr(estimator, "covariate_names_in_", None))
+    _frames.refuse_other(names, getattr(estimator, "covariate_names_in_", None), "covariates", "those of the fit")
     return brought
 
 
@@ -155,18 +155,6 @@ def _missing_of(x: np.ndarray, column_names: Any, *, allowed: bool) -> np.ndarra
         where = f"[{row}, {column}]{_frames.shown(column, column_names)}"
         raise ValueError(f"X: expected finite numbers, got NaN at {where}; {_TAKEN_BY}")
     return missing
-
-
-def _check_covariate_names(names: tuple[str, ...] | None, known: tuple[str, ...] | None) -> None:
-    """Covariates are those of the fit, in its order, where both have names.
-
-    Raises:
-        ValueError: they are not; it names the first.
-    """
-    if names is None or known is None or len(names) != len(known) or names == known:
-        return
-    at = next(j for j, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1])
-    raise ValueError(f'covariates: expected those of the fit, "{known[at]}" at {at}, got "{names[at]}"')
 
 
 def _check_merges(before: Moments, rows: Rows, family: Family) -> None:

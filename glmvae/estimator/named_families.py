@@ -50,9 +50,7 @@ def family_of(value: Any, columns: int, names: tuple[str, ...] | None) -> Family
     return Mixed([(_member(family), group) for (family, _), group in zip(pairs, groups, strict=True)])
 
 
-def dispersion_of(
-    family: Family, dispersion: Any, columns: int | None = None, names: tuple[str, ...] | None = None
-) -> ArrayLike | None:
+def dispersion_of(family: Family, dispersion: Any, columns: int, names: tuple[str, ...] | None) -> ArrayLike | None:
     """A scalar, where only some columns leave their dispersion open, is for these alone; ``{column: value}``, of names
     or indices, is for the columns it names; all else as it is.
 
@@ -64,7 +62,7 @@ def dispersion_of(
         TypeError: a value that is no number.
     """
     if isinstance(dispersion, Mapping):
-        return _of_columns(family, dispersion, family.columns or columns or 0, names)
+        return _of_columns(family, dispersion, columns, names)
     if isinstance(dispersion, str):
         dispersion = None if family.is_quadratic else 1.0
     if dispersion is None or np.ndim(dispersion) or family.columns is None:

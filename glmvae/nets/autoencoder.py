@@ -249,25 +249,6 @@ def rows_for(vae: VAE, x: Any, name: str = "x") -> Source:
     return as_source(named(rows, source.column_names))
 
 
-def require_alike(test: Source | None, source: Source) -> None:
-    """Test data are what the data x are: columns of the same names in one order, and an offset in both or in neither.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if test is None:
-        return
-    wanted, got = source.column_names, test.column_names
-    if wanted is not None and got is not None and wanted != got:
-        at = next(i for i, pair in enumerate(zip(wanted, got, strict=True)) if pair[0] != pair[1])
-        raise ValueError(f'test: expected the columns of x, "{wanted[at]}" at {at}, got "{got[at]}"')
-    if None not in (source.has_offset, test.has_offset) and source.has_offset != test.has_offset:
-        an, one, none = ("an", "one", "none") if source.has_offset else ("no", "none", "one")
-        raise ValueError(
-            f'test: expected {an} offset as x brings {one}, got {none}; zeros say "none", offset=numpy.zeros(N)'
-        )
-
-
 def as_vae(value: Any, name: str = "vae") -> VAE:
     """A net as it is.
 

@@ -50,11 +50,8 @@ def elbo_curves(
     if not curves:
         raise ValueError("curves: expected at least one")
     for label, at in curves.items():
-        require(hasattr(at, "train_elbo"), f"curves[{label!r}]", "the evaluations of a run, run.evaluations", at)
-        if not np.ndim(at.train_elbo):
-            raise TypeError(
-                f"curves[{label!r}]: expected the evaluations of a run, run.evaluations, got a single evaluation"
-            )
+        many = np.ndim(getattr(at, "train_elbo", 0)) == 1
+        require(many, f"curves[{label!r}]", "the evaluations of a run, run.evaluations", at)
     require(reference is None or hasattr(reference, "elbo_taylor"), "reference", "a monitor.Reference", reference)
     values = {label: np.asarray(getattr(at, f"{on}_elbo"), float) for label, at in curves.items()}
     for label, value in values.items():

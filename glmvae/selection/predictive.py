@@ -20,7 +20,7 @@ from glmvae.families import Family
 
 _NODES, _WEIGHTS = np.polynomial.hermite.hermgauss(48)
 _BISECTIONS = 40
-# Variances below, times the working weight, are those of a predictor that is known.
+# Variances below that, or that over the working weight where this is above 1, are those of a known predictor.
 _LEAST_VARIANCE = 1e-10
 
 

@@ -15,9 +15,9 @@ from jax import Array
 from glmvae import _settings
 from glmvae.blocks import sweep
 from glmvae.monitor import Evaluation
-from glmvae.nets.autoencoder import VAE, require_alike, rows_for
+from glmvae.nets.autoencoder import VAE, rows_for
 from glmvae.rows import Rows, entered, named
-from glmvae.sources import as_source
+from glmvae.sources import as_source, require_alike
 from glmvae.training.steps import Task, as_they_like
 
 

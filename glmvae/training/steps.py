@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from glmvae.nets import kl_of_scale, reparameterise
 from glmvae.nets.autoencoder import VAE
-from glmvae.rows import Rows, filled, row_sum, without_idle
+from glmvae.rows import Rows, filled, observed, row_sum, without_idle
 from glmvae.training.runs import State
 
 Schedule = Callable[[Array], Array | float]
@@ -53,9 +53,8 @@ def negative_elbo(
     mean, scale = vae.encode(vae.inputs(rows))
     eta = vae.decoder(reparameterise(mean, scale, noise))
     eta = eta if rows.offset is None else eta + rows.offset
-    if rows.missing is not None:  # what is not summed must not overflow: 0 times infinity is no gradient
-        eta = jnp.where(rows.missing, 0.0, eta)
-    log_prob = vae.family.for_rows(rows).log_prob(rows.x, eta, phi[None] if phi.ndim else phi)
+    # What is not summed must not overflow: 0 times infinity is no gradient
+    log_prob = vae.family.for_rows(rows).log_prob(rows.x, observed(rows, eta), phi[None] if phi.ndim else phi)
     elbo = row_sum(rows, log_prob) - beta * kl_of_scale(mean, scale)
     return -jnp.mean(elbo if rows.weight is None else jnp.where(rows.weight > 0, rows.weight * elbo, 0.0))
 
