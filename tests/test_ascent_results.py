@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ascent_cases import ROUNDING, TIGHT, D, K, N, case
+from jax.flatten_util import ravel_pytree
 
 from glmvae import Affine, Objective, Posterior, Rows, best_posterior, elbo_exact, fit, posterior, refine, tighten
 from glmvae.ascent.encoder import _Point, _start
 from glmvae.ascent.posteriors import entry_pass, exact_pass, no_change, prior_like
 from glmvae.blocks import _program
 from glmvae.families import Bernoulli, Binomial, Exponential, Gamma, Gaussian, NegativeBinomial, Poisson
+from glmvae.stores import Store
 
 pytestmark = pytest.mark.float64
 
@@ -72,7 +74,7 @@ def test_slopes_that_lead_too_far_are_halved_until_they_are_better_than_none():
         def at(whitened, covariance):
             length = float(np.max(np.abs(whitened[:, :-1])))
             elbo = none if length == 0 else length if length <= limit else -np.inf
-            return _Point(whitened, covariance, elbo, whitened, covariance)
+            return _Point(whitened, covariance, elbo, whitened, Store(), covariance)
 
         return _start(np.ones((K, D)), np.arange(float(K)), np.eye(K), at).whitened
 
@@ -95,6 +97,34 @@ def test_the_encoder_of_heavy_tailed_counts_is_found_in_silence():
     values = [float(np.mean(elbo_exact(r, x, Posterior(mean, shared)))) for mean in ways[:3]] + [float(r.elbo)]
     assert values == sorted(values)
     assert values[2] > values[1] + 1  # nats
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_of_heavy_tailed_counts_too_no_other_encoder_is_better(seed):
+    """Where the regression overflows, an ascent that cannot see past the overflow stops far below the best."""
+    rng = np.random.default_rng(seed)
+    level = 3.5 * rng.normal(size=(80, 1)) + rng.normal(size=(80, 1)) * rng.normal(size=(1, D))
+    x = rng.poisson(np.exp(np.minimum(level, 9))).astype(float)
+    r = refine(fit(x, Poisson(), K), x, tolerance=1e-3)
+    root, mean = np.linalg.cholesky(np.cov(x.T, bias=True)), x.mean(axis=0)
+    y = np.concatenate([np.linalg.solve(root, (x - mean).T).T, np.ones((80, 1))], axis=1)
+
+    @jax.jit
+    def value(slopes, level):
+        mean = y @ jnp.concatenate([slopes, level[:, None]], axis=1).T
+        return jnp.mean(elbo_exact(r, x, Posterior(mean, r.encoder.covariance[None])))
+
+    def left_to_gain(slopes):
+        """By Newton's method, of one dense system."""
+        parts = slopes, jnp.asarray(r.encoder.bias + r.encoder.weight @ mean)
+        flat, back = ravel_pytree(parts)
+        gradient = jax.grad(lambda flat: value(*back(flat)))(flat)
+        return 0.5 * gradient @ jnp.linalg.solve(-jax.hessian(lambda flat: value(*back(flat)))(flat), gradient)
+
+    slopes = r.encoder.weight @ root
+    enough = 1e-3 * (r.elbo - value(slopes, r.encoder.bias + r.encoder.weight @ mean))  # of what the encoder loses
+    assert 0 <= left_to_gain(slopes) < enough
+    assert left_to_gain(0.9 * slopes) > enough
 
 
 def test_starts_rise_with_the_optimum():

@@ -31,7 +31,9 @@ from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows, observed, row_sum
 from glmvae.spectral import decompose
 
-# Steps of the q for the decoder of a start; enough to tell which of several is the best.
+# Steps of the q for the decoder of a start: a few for one that they show to be good, more to be sure that it is not;
+# enough to tell which of several is the best.
+_FEW_STEPS = 4
 _STEPS = 12
 _TELLING_STEPS = 8
 _RACE = 10
@@ -135,14 +137,16 @@ def best_start(
     own optimum, it has to stay so for a few rounds: a start that scores well may lead nowhere.
     """
 
-    def reached(decoder: Affine, steps: int) -> tuple[State, PosteriorStore]:
-        store = PosteriorStore(decoder)
+    def reached(decoder: Affine, steps: int, store: PosteriorStore | None = None) -> tuple[State, PosteriorStore]:
+        store = PosteriorStore(decoder) if store is None else store
         state = at_decoder(problem, store, decoder, objective, steps=steps, tolerance=tolerance, constant=look.constant)
         store.commit()
         return state, store
 
     null, floor = null_decoder(problem, look, given, objective, knows_rows and given.coefficients is None)
-    best = reached(given, _STEPS)
+    best = reached(given, _FEW_STEPS)
+    if not (knows_rows and best[0].elbo >= floor):
+        best = reached(given, _STEPS - _FEW_STEPS, best[1])
     if knows_rows and best[0].elbo >= floor:
         return best
     units = given.latent_dim
