@@ -2,8 +2,9 @@
 
 A round proposes a decoder, the step that the last pass calls for or its extrapolation from the last few (Anderson's
 method, in the metric of the weighted least squares), and passes over the rows with it. Columns that overshoot, and only
-those, take half the step, then and in the rounds that follow. A dispersion that is free is set, with every proposal, to
-the best for the posteriors of the last pass.
+those, take half the step, then and in the rounds that follow. Where an extrapolation fails the posteriors lag behind,
+as they do with large counts: a pass takes two steps of them until a few extrapolations have held. A dispersion that is
+free is set, with every proposal, to the best for the posteriors of the last pass.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from glmvae.sources import Source
 _MEMORY = 6
 _RIDGE = 100
 _LONGEST_PAUSE = 4
+# Extrapolations that hold, one after the other, before a pass takes one step of the posteriors again.
+_HELD = 4
 _HALVINGS = 12
 # What caution a step of a column that succeeds takes away, and the rounding units by which it may seem to fall.
 _RELIEF = 0.25
@@ -123,6 +126,7 @@ class Climb:
         self.converged = False
         self._constant = state.elbo - float(state.sums.elbo) / float(state.sums.num_rows)
         self._caution = np.zeros(state.decoder.loadings.shape[0])
+        self._held = _HELD
 
     @property
     def rounds_left(self) -> int:
@@ -139,8 +143,12 @@ class Climb:
         """The gain that counts: below its own rounding an ELBO cannot be seen to rise."""
         return max(self.tolerance, 4 * self.eps * abs(self.state.elbo))
 
-    def try_at(self, decoder: Affine, change: Change | None = None, steps: int = 1, free: bool = False) -> State:
+    def try_at(
+        self, decoder: Affine, change: Change | None = None, steps: int | None = None, free: bool = False
+    ) -> State:
         """A pass at a proposal; nothing is kept yet."""
+        if steps is None:
+            steps = 1 if self._held >= _HELD else 2
         objective: Objective = self.state.objective
         constant: float | None = self._constant
         if free and self.state.step.dispersion is not None:
@@ -192,7 +200,9 @@ class Climb:
         new = self.try_at(unstacked(theta, self.state.decoder), self.state.step.change, free=True)
         if _is_better(new, self.state):
             self.keep(new)
+            self._held += 1
             return True
+        self._held = 0
         return False
 
     def _careful(self) -> bool:
