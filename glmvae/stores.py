@@ -6,7 +6,6 @@ into a shadow, commit. This one is in memory; one in a file or one that computes
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -48,12 +47,6 @@ class Store:
     def replace(self, f: Callable[[Any], Any]) -> None:
         """Put f of what is kept in its place, block by block."""
         self._kept = {index: f(value) for index, value in self._kept.items()}
-
-    def copied(self) -> Any:
-        """Another store that keeps the same, whatever becomes of this one."""
-        other = copy.copy(self)
-        other._shadow, other._counts = {}, dict(self._counts)
-        return other
 
     def gathered(self) -> Any:
         """All that was committed, row after row, without the padding."""

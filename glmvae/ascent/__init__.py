@@ -12,7 +12,8 @@ covariates are taken about their means (:mod:`~glmvae.ascent.centring`).
     Jordan's.
 2.  **The posteriors of one block** (:mod:`~glmvae.ascent.posteriors`): ``steps_of`` moves every q_i by
     natural-gradient steps towards the best for its row; a row that would fall stays and is more cautious next time.
-    ``exact_pass`` adds up, block by block, what the decoder needs: :class:`~glmvae.ascent.posteriors.Sums`.
+    A pass (:mod:`~glmvae.ascent.passes`) adds up, block by block, what the decoder needs:
+    :class:`~glmvae.ascent.passes.Sums`.
 3.  **The decoder** (:mod:`~glmvae.ascent.decoder`): ``decoder_step`` turns the sums into one weighted least-squares
     step of every column, within a trust region, and says how to standardise z after it (``Change``), which leaves eta
     as it is.

@@ -24,14 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae.ascent.posteriors import Change, Sums
+from glmvae.ascent.passes import Sums
+from glmvae.ascent.posteriors import Change
 from glmvae.model import Affine, Objective
 from glmvae.variational import upper_triangle
 
 # The root mean square by which a step may move the linear predictor of a column.
 _TRUST = 4.0
-# Rounding units of a pass by which the scaled matrices may be off.
+# Rounding units of a pass by which the scaled matrices may be off; at least so much, which keeps a matrix of rank one
+# from a pivot of 0.
 _RIDGE = 32
+_SOLVABLE = 1e-12
 
 
 class DecoderStep(NamedTuple):
@@ -115,7 +118,8 @@ def _least_squares(gram: np.ndarray, score: np.ndarray, eps: float) -> tuple[np.
     gram, score = np.where(finite[:, None, None], gram, 0.0), np.where(finite[:, None], score, 0.0)
     scale = np.sqrt(np.maximum(np.einsum("dkk->dk", gram), 0.0))
     safe = np.where(scale > 0, scale, 1.0)
-    ridge = _RIDGE * eps * np.eye(gram.shape[1]) + np.einsum("dk,kl->dkl", 1.0 * (scale == 0), np.eye(gram.shape[1]))
+    identity = np.eye(gram.shape[1])
+    ridge = max(_RIDGE * eps, _SOLVABLE) * identity + (scale == 0)[:, :, None] * identity
     solved = np.linalg.solve(gram / (safe[:, :, None] * safe[:, None]) + ridge, (score / safe)[:, :, None])[:, :, 0]
     return np.where(np.isfinite(solved), solved, 0.0) / safe, safe
 

@@ -18,7 +18,7 @@ from glmvae._progress import bar
 from glmvae.ascent.centring import centred, recentred
 from glmvae.ascent.climb import Climb, Problem
 from glmvae.ascent.encoder import best_encoder
-from glmvae.ascent.posteriors import entry_pass, exact_pass
+from glmvae.ascent.passes import entry_pass, exact_pass
 from glmvae.ascent.starts import best_start, first_look
 from glmvae.ascent.units import principal_axes, prune, wake
 from glmvae.elbo import mean_elbo

@@ -23,7 +23,8 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae.ascent.climb import Climb, Problem, State, at_decoder
-from glmvae.ascent.posteriors import PosteriorStore, exact_pass
+from glmvae.ascent.passes import exact_pass
+from glmvae.ascent.posteriors import PosteriorStore
 from glmvae.blocks import total
 from glmvae.entries import refuse_empty
 from glmvae.expansion import null_predictor, working_weight
@@ -36,7 +37,6 @@ from glmvae.spectral import decompose
 _FEW_STEPS = 4
 _STEPS = 12
 _TELLING_STEPS = 8
-_RACE = 10
 _SHORTER = 4
 _NULL_ROUNDS = 50
 
@@ -133,8 +133,7 @@ def best_start(
     """The given decoder, if it knows of all that the rows bring and is above the null model; else the best start.
 
     Where the rows bring an offset, covariates, trials or missing entries, of which the given decoder may know nothing,
-    all starts are scored, so that little depends on it. Where it is nevertheless the best of them, and not yet at its
-    own optimum, it has to stay so for a few rounds: a start that scores well may lead nowhere.
+    all starts are scored, so that little depends on it.
     """
 
     def reached(decoder: Affine, steps: int, store: PosteriorStore | None = None) -> tuple[State, PosteriorStore]:
@@ -161,20 +160,7 @@ def best_start(
         found = reached(candidate, _TELLING_STEPS)
         if not other[0].elbo >= found[0].elbo:
             other = found
-    if not best[0].elbo >= other[0].elbo:
-        return other
-    if best[0].step.gain < tolerance or not np.isfinite(other[0].elbo):
-        return best
-    raced = [_climbed(problem, *pair, tolerance=tolerance) for pair in (best, other)]
-    return best if raced[0] >= raced[1] else other
-
-
-def _climbed(problem: Problem, state: State, store: PosteriorStore, *, tolerance: float) -> float:
-    """What a few rounds from a state reach; its posteriors stay as they are."""
-    quiet: dict[str, Any] = {"tolerance": tolerance, "max_rounds": _RACE, "report": lambda value: None}
-    climb = Climb(problem, store.copied(), state, **quiet)
-    climb.ascend()
-    return climb.state.elbo
+    return best if best[0].elbo >= other[0].elbo else other
 
 
 def _padded(null: Affine, units: int) -> Affine:

@@ -23,6 +23,7 @@ class Poisson(Family):
         -2.7918
     """
 
+    curvature_growth = 1.0
     has_remainder = True
 
     @property

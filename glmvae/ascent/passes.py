@@ -1,0 +1,84 @@
+"""What the loop over rows calls: steps of the posteriors of a block, and the sums that the decoder needs.
+
+A pass is a function ``(rows, posteriors, decoder, objective, change, steps, tolerance) -> (Sums, posteriors)``, one for
+each bound; :func:`exact_steps` has no sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from glmvae.ascent.posteriors import RowPosteriors, column_sum, full_rows, steps_of, unpacked
+from glmvae.ascent.terms import Terms, entry_terms, exact_terms
+from glmvae.rows import Rows
+from glmvae.variational import Posterior, upper_triangle
+
+
+class Sums(NamedTuple):
+    """What a pass sums up over rows, each times its weight.
+
+    ``elbo`` is without what depends on x alone. ``before`` and ``after`` are the values of the bound by column before
+    the steps of the q and after them. ``gram`` (d, r (r + 1) / 2, packed) is of w E z~ z~', ``score`` (d, r) of the
+    gradient of the bound in (W_j, b_j, B_j), less the part that the spread of z takes, ``spread`` of E z~ z~', all with
+    z~ = (z, 1, covariates), r long. ``entries`` (d,) counts what was observed, ``num_rows`` the rows.
+    """
+
+    num_rows: Array
+    elbo: Array
+    before: Array
+    after: Array
+    gram: Array
+    score: Array
+    spread: Array
+    entries: Array
+
+
+def _pass(terms: Terms, rows: Rows, old: RowPosteriors, *args: Any) -> tuple[Sums, RowPosteriors]:
+    known, before = steps_of(terms, rows, old, *args)
+    decoder, q = args[0], known.q
+    row_weight = rows.weight[:, None]
+    weight, gradient = known.weight * row_weight, known.gradient * row_weight
+    ones = jnp.ones((q.mean.shape[0], 1), q.mean.dtype)
+    covariates = [] if rows.covariates is None else [full_rows(rows.covariates, rows)]
+    mean = jnp.concatenate([q.mean, ones, *covariates], axis=1)
+    first, second, _ = upper_triangle(mean.shape[1])
+    _, _, where = upper_triangle(decoder.latent_dim)
+    # E z~ z~', packed: the covariance stands where both are latent
+    latent = (first < decoder.latent_dim) & (second < decoder.latent_dim)
+    moment = mean[:, first] * mean[:, second]
+    moment = moment.at[:, np.flatnonzero(latent)].add(q.covariance[:, where[first[latent], second[latent]]])
+    linear = q.mean @ decoder.loadings.T  # m less what does not depend on z
+    entries = jnp.ones_like(known.value) if rows.missing is None else jnp.where(rows.missing, 0.0, 1.0)
+    return Sums(
+        jnp.sum(rows.weight),
+        jnp.sum(jnp.where(rows.weight > 0, rows.weight * known.elbo, 0.0)),
+        before,
+        column_sum(rows, known.value),
+        weight.T @ moment,
+        (gradient + weight * linear).T @ mean,
+        rows.weight @ moment,
+        column_sum(rows, entries),
+    ), q
+
+
+def exact_pass(rows: Rows, old: RowPosteriors, *args: Any) -> tuple[Sums, RowPosteriors]:
+    """A pass under the exact ELBO."""
+    return _pass(exact_terms, rows, old, *args)
+
+
+def entry_pass(rows: Rows, old: RowPosteriors, *args: Any) -> tuple[Sums, RowPosteriors]:
+    """A pass under Jaakkola and Jordan's bound by entry."""
+    return _pass(entry_terms, rows, old, *args)
+
+
+def exact_steps(rows: Rows, old: RowPosteriors, *args: Any) -> tuple[None, Posterior]:
+    """Steps of the q alone, under the exact ELBO, from posteriors that the rows may share."""
+    n = rows.x.shape[0]
+    old = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape[1:])), old)
+    q = steps_of(exact_terms, rows, old, *args)[0].q
+    return None, Posterior(q.mean, unpacked(q.covariance, q.mean.shape[1]))
