@@ -101,10 +101,14 @@ def test_a_pass_sees_a_block_of_the_store_and_no_more():
     assert store.gathered().mean.shape == (1000, K)
 
 
-def test_large_counts_take_fewer_rounds_where_posteriors_that_lag_take_two_steps(monkeypatch):
+def large_counts():
     rng = np.random.default_rng(0)
     eta = 3 + rng.normal(size=(60, 1)) + 1.5 * rng.normal(size=(60, 3)) @ rng.normal(size=(3, 12)) / np.sqrt(3)
-    x = rng.poisson(np.exp(eta)).astype(float)
+    return rng.poisson(np.exp(eta)).astype(float)
+
+
+def test_large_counts_take_fewer_rounds_where_posteriors_that_lag_take_two_steps(monkeypatch):
+    x = large_counts()
     start = fit(x, Poisson(), 3)
     with_two = refine(start, x)
     monkeypatch.setattr(climb, "_HELD", 0)  # one step, whatever has failed
@@ -113,3 +117,12 @@ def test_large_counts_take_fewer_rounds_where_posteriors_that_lag_take_two_steps
     assert with_one.converged
     np.testing.assert_allclose(with_two.elbo, with_one.elbo, atol=1e-4)  # nats: the tolerance of the ascent
     assert len(with_two.history) < 0.8 * len(with_one.history)
+
+
+def test_posteriors_that_are_found_take_no_more_steps():
+    """In single precision gains below the rounding of a row's ELBO kept them going to the last step allowed."""
+    x = large_counts().astype("float32")
+    best = refine(fit(x, Poisson(), 3), x, tolerance=1e-3)
+    few, many, none = (best_posterior(best, x, max_steps=steps) for steps in (40, 20000, 3))
+    np.testing.assert_array_equal(many.mean, few.mean)  # another step would move the last digits
+    assert np.any(np.asarray(none.mean) != few.mean)

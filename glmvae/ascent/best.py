@@ -28,7 +28,7 @@ def best_posterior(model: Any, x: ArrayLike, *, tolerance: float = 1e-6, max_ste
             :func:`~glmvae.ascent.refine` return.
         x: data, (N, d), :class:`~glmvae.rows.Rows` with offset, covariates, trials or missing entries (a row may be
             missing altogether), or a source.
-        tolerance: nats; a row is done when a step gains less.
+        tolerance: nats; a row is done when a step gains less, or less than a few rounding units of its ELBO.
         max_steps: steps, at most.
 
     Returns:

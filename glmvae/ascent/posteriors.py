@@ -47,7 +47,7 @@ _MANY = 0.1
 # units that go together: there they are held apart, by so many rounding units times their number.
 _WIDEST = 0.1
 _APART = 4
-# Rounding units of a row's ELBO by which it may seem to fall.
+# Rounding units of a row's ELBO by which it may seem to fall or to rise.
 _ROUNDING = 16
 
 
@@ -148,7 +148,7 @@ def steps_of(
 
     def go_on(carry: tuple[Array, _Known, Array]) -> Array:
         turn, known, _ = carry
-        return (turn < 2 * (steps + 1)) & ((turn <= 2) | jnp.any(known.gain > tolerance))
+        return (turn // 2 <= steps) & ((turn <= 2) | jnp.any(known.gain > tolerance))
 
     def turn_of(carry: tuple[Array, _Known, Array]) -> tuple[Array, _Known, Array]:
         turn, known, before = carry
@@ -164,7 +164,8 @@ def steps_of(
         of_step = jnp.where(alone, q.caution[:, 0], q.caution[:, 1])
         relief = jnp.maximum(of_step - jnp.maximum(_RELIEF, _RELIEF_SHARE * of_step), 0.0)
         of_step = jnp.where(first, of_step, jnp.where(better, relief, jnp.minimum(of_step + 1, _MOST)))
-        gain = jnp.where(better & ~first & jnp.isfinite(known.elbo), (elbo - known.elbo) * 2.0**of_step, jnp.inf)
+        gained = jnp.where(elbo - known.elbo > slack, elbo - known.elbo, 0.0)
+        gain = jnp.where(better & ~first & jnp.isfinite(known.elbo), gained * 2.0**of_step, jnp.inf)
         gain = jnp.where((of_step >= _MOST) | (rows.weight <= 0), 0.0, gain)[:, None]
         known = _pick(better, _Known(q, value, gradient, weight, elbo, known.gain), known)
         taken = alone[:, None] == np.array([[True, False]])
