@@ -112,7 +112,7 @@ def test_the_likelihood_of_a_row_is_that_of_log_likelihood():
 
 @pytest.mark.any_precision
 def test_a_fit_is_scored_when_it_has_converged(monkeypatch):
-    """Counts of tens of thousands want more rounds than ``refine`` makes by itself; cut off, a fit is another model."""
+    """Cut off before it has converged, a fit of counts of tens of thousands is another model."""
     rng = np.random.default_rng(3)
     x = rng.poisson(np.exp(2 * rng.normal(size=(60, 2)) @ rng.normal(size=(6, 2)).T)).astype(float)
     rounds, converged = [], []
@@ -125,9 +125,9 @@ def test_a_fit_is_scored_when_it_has_converged(monkeypatch):
 
     monkeypatch.setattr(selection, "refine", counted)
     whole = select(x, Poisson(), [1, 2], method="exact", folds=2)
-    assert max(rounds) > 100
+    assert max(rounds) > 20
     assert all(converged)
-    monkeypatch.setattr(selection, "_MOST_ROUNDS", 100)
+    monkeypatch.setattr(selection, "_MOST_ROUNDS", 15)
     cut = select(x, Poisson(), [1, 2], method="exact", folds=2)
     assert not all(converged)
     assert np.max(np.abs(cut.fold_scores - whole.fold_scores)) > 1e-2
