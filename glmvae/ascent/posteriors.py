@@ -7,10 +7,11 @@ bound (:mod:`glmvae.ascent.terms`),
 
 is a natural-gradient step of length 1, whose fixed point is the best q_i. A row whose ELBO would fall stays where it is
 and takes a shorter step the next time. Where that is not enough it moves its mean and its covariance in turns, each as
-far as it bears, and with a covariance that grows the mean gives way: where log p is an exponential in eta the weights
-grow with the variance v of eta as they do with its mean, and the best mean answers a change dv by
+far as it bears, and where the covariance moves the mean gives way: with log p an exponential in eta, d log w / dm = a
+(``curvature_growth``), the gradient falls by a w dv / 2 where the variance of eta grows by dv, and the best mean moves
+by
 
-    - P^-1 W' (w dv) / 2 beta,     P = I + W' diag(w) W / beta
+    - P^-1 W' (a w dv) / 2 beta,     P = I + W' diag(w) W / beta
 
 The bound is written once in the compiled loop: its first turn looks at the posteriors as they are, each further one at
 a step.
@@ -18,6 +19,7 @@ a step.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +119,10 @@ class PosteriorStore(Store):
 
 
 class _Known(NamedTuple):
-    """Posteriors, and the bound there: value, gradient and weight by entry, and the ELBO of each row."""
+    """Posteriors, and the bound there: value, gradient and weight by entry, and the ELBO of each row.
+
+    ``gain`` (n, 2) is what the last step gained, of the mean alone and any other, as if it had been a full one.
+    """
 
     q: RowPosteriors
     value: Array
@@ -277,7 +282,7 @@ def _step(decoder: Affine, objective: Objective, known: _Known) -> RowPosteriors
     packed = jnp.where(alone[:, None], q.covariance, covariance[:, rows_of, columns_of])
     second = in_turns & q.second
     if objective.family.curvature_growth:
-        answer = lambda: _answer(decoder, objective, known.weight, precision, packed - q.covariance)  # noqa: E731
+        answer = functools.partial(_answer, decoder, objective, known.weight, precision, packed - q.covariance)
         given = jax.lax.cond(jnp.any(second), answer, lambda: jnp.zeros_like(mean))
         mean = jnp.where(second[:, None], mean + given, mean)
     return RowPosteriors(mean, packed, jnp.where(alone, q.log_det, -log_det), q.caution, q.second)
