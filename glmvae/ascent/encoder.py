@@ -157,8 +157,8 @@ def _climbed(start: _Point, data: _Data, at: Callable[..., _Point], beta: float,
         gain += 0.5 * beta * (np.trace(spread) - len(spread) - np.linalg.slogdet(spread)[1])
         enough = _TOLERANCE + max(_RELATIVE * abs(point.elbo), _OF_LOSS * (reachable - point.elbo))
         while gain * length >= enough:
-            precision = (1 - length) * np.linalg.inv(point.covariance) + length * point.curvature / beta
-            found = at(point.whitened + length * step, np.linalg.inv(precision))
+            precision = (1 - length) * _inverse(point.covariance) + length * point.curvature / beta
+            found = at(point.whitened + length * step, _inverse(precision))
             if found.elbo > point.elbo:
                 break
             length *= _SHORTER
@@ -180,7 +180,7 @@ def _newton(point: _Point, data: _Data) -> np.ndarray:
         cross, pulled = _host(sweep(_curved, data.source, data.centre, *parts, check=False, store=point.curvatures))
         return np.concatenate([cross @ data.inverse_root, pulled[:, None]], axis=1).ravel() / data.num_rows
 
-    inverse = np.linalg.inv(point.curvature)
+    inverse = _inverse(point.curvature)
     size = point.gradient.size
     solved, _ = cg(
         LinearOperator((size, size), product),
@@ -190,6 +190,11 @@ def _newton(point: _Point, data: _Data) -> np.ndarray:
         M=LinearOperator((size, size), lambda flat: (inverse @ flat.reshape(shape)).ravel()),
     )
     return np.asarray(solved).reshape(shape)
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+    """Of a matrix that may be singular up to rounding."""
+    return np.linalg.pinv(matrix, hermitian=True)
 
 
 def _regression(rows: Rows, q: Posterior, centre: Array) -> tuple[tuple[Array, Array, Array, Array], None]:
