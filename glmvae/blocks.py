@@ -154,7 +154,7 @@ def _pass(
     _judge(verdicts, family, name, source.column_names)
     _check_given(given, first, True)
     result = last if result is None else add(result, last)
-    return jax.device_put(result) if add is _add and index > 1 else result
+    return jax.device_put(result) if add is _add and index > 1 else result  # the summand of one block is there
 
 
 def _check_given(given: Any, num_rows: int, last: bool) -> None:

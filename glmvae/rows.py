@@ -222,3 +222,8 @@ def observed(rows: Rows, values: Array) -> Array:
 def row_sum(rows: Rows, values: Array) -> Array:
     """The sum over the columns that were observed, (N,)."""
     return jnp.sum(observed(rows, jnp.broadcast_to(values, rows.x.shape)), axis=-1)
+
+
+def column_sum(rows: Rows, values: Array) -> Array:
+    """The sum over the rows of every column, each row times its weight, (d,)."""
+    return jnp.sum(jnp.where(rows.weight[:, None] > 0, rows.weight[:, None] * values, 0.0), axis=0)

@@ -91,6 +91,7 @@ def test_the_end_is_stationary_in_everything(kind):
         return [np.abs(g).max(initial=0) for g in dense.elbo_and_gradient(c.problem(r), decoder(r), mean, root)[1]]
 
     assert max(slopes(refine(c.start, c.x, tolerance=1e-12, max_rounds=1000))) < 1e-5
+    # after a single round some q are so wide that the reference overflows
     assert max(slopes(refine(c.start, c.x, tolerance=1e-12, max_rounds=4))) > 1e-3
 
 

@@ -11,7 +11,7 @@ from glmvae import Affine, AffineModel, Rows, best_posterior, elbo_exact, fit, r
 from glmvae.ascent import climb
 from glmvae.ascent.climb import Problem, at_decoder
 from glmvae.ascent.passes import exact_pass
-from glmvae.ascent.posteriors import PosteriorStore
+from glmvae.ascent.row_posteriors import PosteriorStore
 from glmvae.cuts import block_size
 from glmvae.families import Bernoulli, Poisson
 from glmvae.sources import as_source

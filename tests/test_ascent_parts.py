@@ -14,7 +14,8 @@ from glmvae._numerics import symmetric_inverse
 from glmvae.ascent.climb import Climb, Problem, at_decoder
 from glmvae.ascent.decoder import _least_squares, moved, stacked, unstacked
 from glmvae.ascent.passes import exact_pass
-from glmvae.ascent.posteriors import PosteriorStore, _answer, no_change, prior_like, steps_of, unpacked
+from glmvae.ascent.posteriors import _answer, steps_of
+from glmvae.ascent.row_posteriors import PosteriorStore, no_change, prior_like, unpacked
 from glmvae.ascent.terms import entry_terms, exact_terms
 from glmvae.blocks import per_row
 from glmvae.families import Bernoulli, Gamma, Mixed, Poisson
@@ -148,11 +149,13 @@ def test_posteriors_that_are_too_narrow_by_orders_of_magnitude_widen_in_a_few_st
     decoder, x = sparse_counts()
     best = stepped(decoder, x, steps=300, tolerance=1e-9)
     narrow = best._replace(covariance=1e-40 * best.covariance, log_det=best.log_det + K * np.log(1e-40))
-    narrow = narrow._replace(caution=0 * best.caution)
     value = elbo_of(decoder, x, best)
     assert value - 0.5 * K * np.log(1e40) < value - 50
     # twice as wide a step, as by averaging precisions, would still be 50 nats short
-    assert elbo_of(decoder, x, stepped(decoder, x, narrow, steps=12)) > value - 0.1
+    fresh = narrow._replace(caution=0 * best.caution)
+    assert elbo_of(decoder, x, stepped(decoder, x, fresh, steps=12)) > value - 0.1
+    assert np.max(best.caution) > 20  # rows that were done are as cautious as can be, which wears off
+    assert elbo_of(decoder, x, stepped(decoder, x, narrow, steps=24)) > value - 0.1
 
 
 def one_sided(seed, columns=20, units=2):
@@ -164,7 +167,7 @@ def one_sided(seed, columns=20, units=2):
 @f64
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_posterior_of_a_row_of_zeros_is_found(seed):
-    """It used to be 0.8 to 5 nats short after 500 steps, a hundred of them the most that were made."""
+    """Where mean and covariance kept each other from moving it was nats short after hundreds of steps."""
     decoder = one_sided(seed)
     model, x = AffineModel(decoder, Poisson()), np.zeros((1, 20))
     loadings, intercept = map(np.asarray, (decoder.loadings, decoder.intercept))
@@ -185,9 +188,7 @@ def test_the_posterior_of_a_row_of_zeros_is_found(seed):
 
 
 @f64
-@pytest.mark.parametrize(
-    "family", [Poisson(), Gamma(), Mixed([(Poisson(), [0, 3]), (Bernoulli(), [1]), (Gamma(), [2])])]
-)
+@pytest.mark.parametrize("family", [Poisson(), Gamma(), MIXED])
 def test_the_mean_answers_a_change_of_the_covariance(family):
     """By differences of the best mean, the root of the gradient."""
     rng = np.random.default_rng(0)
@@ -216,9 +217,10 @@ def test_the_mean_answers_a_change_of_the_covariance(family):
     moved = (best(covariance + h * turn) - best(covariance - h * turn)) / (2 * h)
     weight = terms(best(covariance), covariance)[1]
     precision = jnp.eye(2) + decoder.loadings.T @ (decoder.loadings * weight[0][:, None]) / 1.5
-    found = _answer(decoder, objective, weight, precision[None], jnp.asarray(turn[np.triu_indices(2)])[None])[0]
-    # of Bernoulli's column, whose weights hardly grow with v, nothing is known
-    np.testing.assert_allclose(found, moved, rtol=1e-7, atol=2e-3 * isinstance(family, Mixed))
+    mean = best(covariance)
+    _, bent = jax.jvp(lambda covariance: terms(mean, covariance)[0], (covariance,), (turn,))
+    found = _answer(decoder, 1.5, bent, precision[None])[0]
+    np.testing.assert_allclose(found, moved, rtol=1e-7)  # of the differences
     assert np.max(np.abs(moved)) > 0.02
 
 
@@ -385,4 +387,5 @@ def test_a_column_that_one_row_has_all_the_weight_of_is_solved_for():
     with pytest.raises(np.linalg.LinAlgError):
         np.linalg.solve(gram + 32 * eps * np.eye(6), np.ones((20000, 6, 1)))
     step, _ = _least_squares(gram, np.ones((20000, 6)), eps)
-    np.testing.assert_allclose(np.sum(step, axis=1), 1.0, atol=1e-2)  # what the column's predictor calls for
+    # what the column's predictor calls for, to some 20 units beside a ridge of 4,500
+    np.testing.assert_allclose(np.sum(step, axis=1), 1.0, atol=1e-2)

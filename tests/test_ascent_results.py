@@ -12,10 +12,9 @@ from jax.flatten_util import ravel_pytree
 from glmvae import Affine, Objective, Posterior, Rows, best_posterior, elbo_exact, fit, posterior, refine, tighten
 from glmvae.ascent.encoder import _Point, _start
 from glmvae.ascent.passes import entry_pass, exact_pass
-from glmvae.ascent.posteriors import no_change, prior_like
-from glmvae.blocks import _program
+from glmvae.ascent.row_posteriors import no_change, prior_like
+from glmvae.blocks import Store, _program
 from glmvae.families import Bernoulli, Binomial, Exponential, Gamma, Gaussian, NegativeBinomial, Poisson
-from glmvae.stores import Store
 
 pytestmark = pytest.mark.float64
 

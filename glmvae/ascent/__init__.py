@@ -11,7 +11,8 @@ covariates are taken about their means (:mod:`~glmvae.ascent.centring`).
     weight)`` of each entry's predictor eta_ij ~ N(m_ij, v_ij): ``exact_terms``, or ``entry_terms`` for Jaakkola and
     Jordan's.
 2.  **The posteriors of one block** (:mod:`~glmvae.ascent.posteriors`): ``steps_of`` moves every q_i by
-    natural-gradient steps towards the best for its row; a row that would fall stays and is more cautious next time.
+    natural-gradient steps towards the best for its row; a row that would fall stays and is more cautious next time,
+    and moves mean and covariance in turns.
     A pass (:mod:`~glmvae.ascent.passes`) adds up, block by block, what the decoder needs:
     :class:`~glmvae.ascent.passes.Sums`.
 3.  **The decoder** (:mod:`~glmvae.ascent.decoder`): ``decoder_step`` turns the sums into one weighted least-squares
@@ -19,7 +20,7 @@ covariates are taken about their means (:mod:`~glmvae.ascent.centring`).
     as it is.
 4.  **The climb** (:mod:`~glmvae.ascent.climb`): ``Climb.ascend`` proposes the step, or its extrapolation from the
     last few, and passes over the rows with it (``at_decoder``). The posteriors it finds lie in the shadow of a
-    :class:`~glmvae.ascent.posteriors.PosteriorStore`: ``Climb.keep`` commits them if the bound rose, else they are
+    :class:`~glmvae.ascent.row_posteriors.PosteriorStore`: ``Climb.keep`` commits them if the bound rose, else they are
     let go and the columns that overshot take half the step.
 5.  **Phases** (:mod:`~glmvae.ascent.refinement`): ``best_start`` (:mod:`~glmvae.ascent.starts`), then ``ascend``,
     ``prune`` units that do not pay, ``wake`` those that would (:mod:`~glmvae.ascent.units`), and again, until nothing

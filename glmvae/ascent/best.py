@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from glmvae import _settings
 from glmvae.ascent.passes import exact_steps
-from glmvae.ascent.posteriors import no_change, prior_like
+from glmvae.ascent.row_posteriors import no_change, prior_like
 from glmvae.blocks import per_row
 from glmvae.model import as_model, require_density
 from glmvae.sources import as_source
@@ -39,8 +39,8 @@ def best_posterior(model: Any, x: ArrayLike, *, tolerance: float = 1e-6, max_ste
             covariates of the decoder; tolerance or max_steps not positive.
 
     Exactness: the maximum over all Gaussian posteriors where log p is concave in eta (all built-in families), to
-    within the tolerance where ``max_steps`` are enough: most rows take ten steps, one of counts in the thousands under
-    loadings in the hundreds may take hundreds.
+    within the tolerance where ``max_steps`` are enough: most rows take a few, one of large counts under large loadings
+    may take many.
 
     Example:
         >>> import numpy as np

@@ -18,19 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae.ascent.decoder import DecoderStep, decoder_step, moved, stacked, unstacked
+from glmvae.ascent.decoder import SOLVABLE, DecoderStep, decoder_step, moved, stacked, unstacked
 from glmvae.ascent.passes import Sums
-from glmvae.ascent.posteriors import Change, PosteriorStore, RowPosteriors, no_change
+from glmvae.ascent.row_posteriors import Change, PosteriorStore, RowPosteriors, no_change
 from glmvae.blocks import sweep, total
 from glmvae.model import Affine, Objective
 from glmvae.rows import Rows, row_sum
 from glmvae.sources import Source
 
-# Steps of the past that an extrapolation looks at, and the rounding units it allows for in their products; at least so
-# much, which keeps a matrix of rank one from a pivot of 0.
+# Steps of the past that an extrapolation looks at, and the rounding units it allows for in their products.
 _MEMORY = 6
 _RIDGE = 100
-_SOLVABLE = 1e-12
 _LONGEST_PAUSE = 4
 # Extrapolations that hold, one after the other, before a pass takes one step of the posteriors again.
 _HELD = 4
@@ -261,7 +259,7 @@ def _extrapolate(
     gram = weighted @ weighted.T
     size = np.sqrt(np.diag(gram))
     size = np.where(size > 0, size, 1.0)
-    ridge = max(_RIDGE * eps, _SOLVABLE) * np.eye(len(points))
+    ridge = max(_RIDGE * eps, SOLVABLE) * np.eye(len(points))
     solved = np.linalg.solve(gram / (size[:, None] * size) + ridge, weighted @ (ahead * metric).ravel() / size)
     return here + ahead - np.tensordot(solved / size, moved + changed, axes=1)
 

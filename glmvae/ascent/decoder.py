@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array
 
 from glmvae.ascent.passes import Sums
-from glmvae.ascent.posteriors import Change
+from glmvae.ascent.row_posteriors import Change
 from glmvae.model import Affine, Objective
 from glmvae.variational import upper_triangle
 
@@ -34,7 +34,7 @@ _TRUST = 4.0
 # Rounding units of a pass by which the scaled matrices may be off; at least so much, which keeps a matrix of rank one
 # from a pivot of 0.
 _RIDGE = 32
-_SOLVABLE = 1e-12
+SOLVABLE = 1e-12
 
 
 class DecoderStep(NamedTuple):
@@ -51,6 +51,11 @@ class DecoderStep(NamedTuple):
     gain: float
     metric: np.ndarray
     weight: np.ndarray
+
+
+def in_double(tree: Any) -> Any:
+    """On the host, in double precision."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
 def stacked(decoder: Affine) -> np.ndarray:
@@ -73,7 +78,7 @@ def unstacked(theta: np.ndarray, like: Affine) -> Affine:
 def decoder_step(sums: Sums, decoder: Affine, objective: Objective, free_dispersion: bool) -> DecoderStep:
     """The step of a decoder from the sums of a pass at it."""
     eps = float(np.finfo(sums.gram.dtype).eps)
-    host: Any = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
+    host: Any = in_double(sums)
     units, beta = decoder.latent_dim, float(objective.beta)
     where = upper_triangle(units + 1 + decoder.num_covariates)[2]
     gram, spread = host.gram[:, where], host.spread[where] / host.num_rows
@@ -119,7 +124,7 @@ def _least_squares(gram: np.ndarray, score: np.ndarray, eps: float) -> tuple[np.
     scale = np.sqrt(np.maximum(np.einsum("dkk->dk", gram), 0.0))
     safe = np.where(scale > 0, scale, 1.0)
     identity = np.eye(gram.shape[1])
-    ridge = max(_RIDGE * eps, _SOLVABLE) * identity + (scale == 0)[:, :, None] * identity
+    ridge = max(_RIDGE * eps, SOLVABLE) * identity + (scale == 0)[:, :, None] * identity
     solved = np.linalg.solve(gram / (safe[:, :, None] * safe[:, None]) + ridge, (score / safe)[:, :, None])[:, :, 0]
     return np.where(np.isfinite(solved), solved, 0.0) / safe, safe
 
@@ -146,5 +151,5 @@ def moved(decoder: Affine, step: DecoderStep, caution: np.ndarray) -> np.ndarray
     """theta after the step of every column, 2^-caution long, and z standardised after it."""
     units = decoder.latent_dim
     theta = stacked(decoder) + (2.0**-caution)[:, None] * step.step
-    loadings, change = theta[:, :units], jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), step.change)
+    loadings, change = theta[:, :units], in_double(step.change)
     return np.concatenate([loadings @ change.root, theta[:, units:] + loadings @ change.shift.T], axis=1)

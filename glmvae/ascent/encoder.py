@@ -21,15 +21,16 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from glmvae.ascent.climb import Problem
-from glmvae.ascent.posteriors import unpacked
+from glmvae.ascent.decoder import in_double
+from glmvae.ascent.posteriors import packed_curvature
+from glmvae.ascent.row_posteriors import unpacked
 from glmvae.ascent.terms import exact_terms
-from glmvae.blocks import sweep, total
+from glmvae.blocks import Store, sweep, total
 from glmvae.decomposition import one_thread
 from glmvae.model import Affine, Objective
 from glmvae.optimum import Encoder
@@ -37,7 +38,6 @@ from glmvae.rows import Rows
 from glmvae.sources import Source
 from glmvae.spectral import decompose
 from glmvae.statistics import moments
-from glmvae.stores import Store
 from glmvae.variational import Posterior, kl_of, predictor_moments, upper_triangle
 
 # Halvings of the slopes at the start; steps of Newton's method, how far each is solved for, and by how much it is
@@ -86,8 +86,8 @@ class _Data(NamedTuple):
 def best_encoder(problem: Problem, decoder: Affine, objective: Objective, posterior: Posterior, elbo: float) -> Encoder:
     """The encoder of plain rows, whose best posteriors reach ``elbo``."""
     known = moments(problem.source)
-    options: dict[str, Any] = {"given": posterior, "family": objective.family, "check": False}
-    cross, mean, count, spread = _host(total(_regression, problem.source, known.mean, **options))
+    sums = total(_regression, problem.source, known.mean, given=posterior, family=objective.family, check=False)
+    cross, mean, count, spread = in_double(sums)
     data = _Data(problem.source, float(count), known.mean, _inverse_root(np.asarray(known.covariance)))
     at = functools.partial(_at, data, decoder, objective)
     # A step that is too long, and overflows, is shortened
@@ -101,9 +101,8 @@ def best_encoder(problem: Problem, decoder: Affine, objective: Objective, poster
 
 def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray, covariance: np.ndarray) -> _Point:
     """An encoder looked at, in one pass."""
-    encoder, store = _encoder(whitened, covariance, data, decoder), Store()
-    options: dict[str, Any] = {"family": objective.family, "check": False, "store": store}
-    sums = _host(sweep(_encoded, data.source, encoder, data.centre, decoder, objective, **options))
+    store, at = Store(), (_encoder(whitened, covariance, data, decoder), data.centre, decoder, objective)
+    sums = in_double(sweep(_encoded, data.source, *at, family=objective.family, check=False, store=store))
     store.commit()
     gradient = np.concatenate([sums.cross @ data.inverse_root, sums.residual[:, None]], axis=1) / data.num_rows
     loadings = np.asarray(decoder.loadings, np.float64)
@@ -116,10 +115,6 @@ def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray
 def _encoder(whitened: np.ndarray, covariance: np.ndarray, data: _Data, decoder: Affine) -> Encoder:
     parts = whitened[:, :-1] @ data.inverse_root.T, whitened[:, -1], covariance
     return Encoder(*(np.asarray(part, decoder.loadings.dtype) for part in parts))  # type: ignore[arg-type]
-
-
-def _host(sums: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
 
 
 def _inverse_root(covariance: np.ndarray) -> np.ndarray:
@@ -177,8 +172,9 @@ def _newton(point: _Point, data: _Data) -> np.ndarray:
     def product(flat: np.ndarray) -> np.ndarray:
         step = flat.reshape(shape)
         parts = (np.asarray(part, dtype) for part in (step[:, :-1] @ data.inverse_root.T, step[:, -1]))
-        cross, pulled = _host(sweep(_curved, data.source, data.centre, *parts, check=False, store=point.curvatures))
-        return np.concatenate([cross @ data.inverse_root, pulled[:, None]], axis=1).ravel() / data.num_rows
+        pulled = sweep(_curved, data.source, data.centre, *parts, check=False, store=point.curvatures)
+        cross, summed = in_double(pulled)
+        return np.concatenate([cross @ data.inverse_root, summed[:, None]], axis=1).ravel() / data.num_rows
 
     inverse = _inverse(point.curvature)
     size = point.gradient.size
@@ -216,8 +212,7 @@ def _encoded(
     residual = each[:, None] * (gradient @ decoder.loadings - objective.beta * mean)
     first, second, _ = upper_triangle(decoder.latent_dim)
     same = jnp.asarray(np.where(first == second, 1.0, 0.0), mean.dtype)
-    products = decoder.loadings[:, first] * decoder.loadings[:, second]
-    curvature = each[:, None] * (weight @ products + objective.beta * same[None])
+    curvature = each[:, None] * (packed_curvature(decoder.loadings, weight) + objective.beta * same[None])
     sums = _Sums(
         jnp.sum(jnp.where(each > 0, each * elbo, 0.0)),
         jnp.sum(residual, axis=0),

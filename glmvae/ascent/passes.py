@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae.ascent.posteriors import RowPosteriors, column_sum, full_rows, steps_of, unpacked
+from glmvae.ascent.posteriors import full_rows, steps_of
+from glmvae.ascent.row_posteriors import RowPosteriors, unpacked
 from glmvae.ascent.terms import Terms, entry_terms, exact_terms
-from glmvae.rows import Rows
+from glmvae.rows import Rows, column_sum
 from glmvae.variational import Posterior, upper_triangle
 
 

@@ -7,11 +7,10 @@ bound (:mod:`glmvae.ascent.terms`),
 
 is a natural-gradient step of length 1, whose fixed point is the best q_i. A row whose ELBO would fall stays where it is
 and takes a shorter step the next time. Where that is not enough it moves its mean and its covariance in turns, each as
-far as it bears, and where the covariance moves the mean gives way: with log p an exponential in eta, d log w / dm = a
-(``curvature_growth``), the gradient falls by a w dv / 2 where the variance of eta grows by dv, and the best mean moves
-by
+far as it bears. Where weights know no bound (counts) the mean then gives way to the covariance: with the variances of
+eta changed by dv the best mean moves, to first order, by
 
-    - P^-1 W' (a w dv) / 2 beta,     P = I + W' diag(w) W / beta
+    P^-1 W' (dg/dv dv) / beta,     P = I + W' diag(w) W / beta
 
 The bound is written once in the compiled loop: its first turn looks at the posteriors as they are, each further one at
 a step.
@@ -19,21 +18,20 @@ a step.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from glmvae import _checks
 from glmvae._numerics import symmetric_inverse
+from glmvae.ascent.row_posteriors import Change, RowPosteriors, unpacked
 from glmvae.ascent.terms import Terms
-from glmvae.blocks import Block, Store
 from glmvae.model import Affine, Objective, fixed_predictor
-from glmvae.rows import Rows
+from glmvae.rows import Rows, column_sum
 from glmvae.variational import gaussian_kl, upper_triangle
 
 # The most cautious step is about 2^-_MOST long, beyond which a row is taken for done: from the prior a full step to a
@@ -51,71 +49,6 @@ _WIDEST = 0.1
 _APART = 4
 # Rounding units of a row's ELBO by which it may seem to fall or to rise.
 _ROUNDING = 16
-
-
-class RowPosteriors(NamedTuple):
-    """q of every row: mean (n, kappa), packed covariance (n, kappa (kappa + 1) / 2), log|covariance| (n,).
-
-    ``caution`` (n, 2) is how careful a step is to be, of the mean alone and any other: 0 for a full one, c for one of
-    about 2^-c. ``second`` (n,) tells where the covariance is next, of rows that move the two in turns.
-    """
-
-    mean: Float[Array, "n k"]
-    covariance: Float[Array, "n p"]
-    log_det: Float[Array, " n"]
-    caution: Float[Array, "n 2"]
-    second: Bool[Array, " n"]
-
-
-class Change(NamedTuple):
-    """z -> T^-1 (z - c - D covariates): ``root`` T, ``inverse`` T^-1, ``shift`` (1 + p, kappa), ``log_det`` log|T|.
-
-    With W -> W T, b -> b + W c, B -> B + (W D)' it leaves every eta as it is.
-    """
-
-    root: Float[Array, "k k"]
-    inverse: Float[Array, "k k"]
-    shift: Float[Array, "q k"]
-    log_det: Float[Array, ""]
-
-
-def no_change(decoder: Affine) -> Change:
-    """z as it is."""
-    units, dtype = decoder.latent_dim, decoder.loadings.dtype
-    same = np.eye(units, dtype=dtype)
-    return Change(same, same, np.zeros((1 + decoder.num_covariates, units), dtype), np.zeros((), dtype))  # type: ignore[arg-type]
-
-
-def prior_like(decoder: Affine) -> RowPosteriors:
-    """Where steps start, the same for all rows: mean 0 and a covariance under which no eta varies by more than 1."""
-    loadings = decoder.loadings
-    units, dtype = decoder.latent_dim, loadings.dtype
-    if _checks.concrete(loadings):
-        host = np.asarray(loadings, np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # loadings out of range are those of no start
-            covariance = np.linalg.inv(np.eye(units) + host.T @ host)
-            log_det: Any = np.linalg.slogdet(covariance)[1]
-    else:
-        covariance = jnp.linalg.inv(jnp.eye(units, dtype=dtype) + loadings.T @ loadings)
-        log_det = jnp.linalg.slogdet(covariance)[1]
-    first, second, _ = upper_triangle(units)
-    numpy: Any = np if isinstance(covariance, np.ndarray) else jnp
-    packed, log_det = numpy.asarray(covariance[first, second], dtype)[None], numpy.asarray(log_det, dtype)[None]
-    return RowPosteriors(
-        numpy.zeros((1, units), dtype), packed, log_det, numpy.zeros((1, 2), dtype), numpy.zeros(1, bool)
-    )
-
-
-class PosteriorStore(Store):
-    """Posteriors of all rows, of those not met before as :func:`prior_like` has them."""
-
-    def __init__(self, decoder: Affine) -> None:
-        super().__init__()
-        self._start = jax.tree.map(np.asarray, prior_like(decoder))
-
-    def read(self, block: Block) -> Any:
-        kept = super().read(block)
-        return kept if kept is not None else jax.tree.map(lambda a: np.repeat(a, block.size, axis=0), self._start)
 
 
 class _Known(NamedTuple):
@@ -151,6 +84,14 @@ def steps_of(
     nothing = jnp.zeros(rows.x.shape, start.mean.dtype)
     known = _Known(start, nothing, nothing, nothing, start.log_det, start.caution)
 
+    def bent(q: RowPosteriors, dv: Array) -> Array:
+        """dg/dv dv; 0 where there is none, as of a quadrature at a variance of 0."""
+        m, v = _predictor(decoder, fixed, q)
+        _, found = jax.jvp(lambda v: terms(objective, rows, m, v)[1], (v,), (dv,))
+        return jnp.where(jnp.isfinite(found), found, 0.0)
+
+    gives_way = None if _is_bounded(objective) else bent
+
     def go_on(carry: tuple[Array, _Known, Array]) -> Array:
         turn, known, _ = carry
         return (turn // 2 <= steps) & ((turn <= 2) | jnp.any(known.gain > tolerance))
@@ -159,24 +100,18 @@ def steps_of(
         turn, known, before = carry
         first, in_turns = turn == 0, _in_turns(known.q)
         alone = in_turns & ~known.q.second
-        q = jax.lax.cond(first, lambda: known.q, lambda: _step(decoder, objective, known))
+        q = jax.lax.cond(first, lambda: known.q, lambda: _step(decoder, objective.beta, known, gives_way))
         m, v = _predictor(decoder, fixed, q)
         value, gradient, weight = terms(objective, rows, m, v)
         elbo = jnp.sum(value, axis=1) - objective.beta * _kl(q)
         elbo = jnp.where(jnp.isnan(elbo), -jnp.inf, elbo)
-        slack = _ROUNDING * jnp.finfo(elbo.dtype).eps * jnp.abs(known.elbo)
-        better = first | ((elbo >= known.elbo - slack) & jnp.isfinite(elbo))
-        of_step = jnp.where(alone, q.caution[:, 0], q.caution[:, 1])
-        relief = jnp.maximum(of_step - jnp.maximum(_RELIEF, _RELIEF_SHARE * of_step), 0.0)
-        of_step = jnp.where(first, of_step, jnp.where(better, relief, jnp.minimum(of_step + 1, _MOST)))
-        gained = jnp.where(elbo - known.elbo > slack, elbo - known.elbo, 0.0)
-        gain = jnp.where(better & ~first & jnp.isfinite(known.elbo), gained * 2.0**of_step, jnp.inf)
-        gain = jnp.where((of_step >= _MOST) | (rows.weight <= 0), 0.0, gain)[:, None]
+        better, caution, gain = _judged(elbo, known, first, alone)
+        gain = jnp.where(rows.weight > 0, gain, 0.0)
         known = _pick(better, _Known(q, value, gradient, weight, elbo, known.gain), known)
         taken = alone[:, None] == np.array([[True, False]])
         second = jnp.where(first, q.second, alone)
-        q = known.q._replace(caution=jnp.where(taken, of_step[:, None], q.caution), second=second)
-        known = known._replace(q=q, gain=jnp.where(taken | first | ~in_turns[:, None], gain, known.gain))
+        q = known.q._replace(caution=jnp.where(taken, caution[:, None], q.caution), second=second)
+        known = known._replace(q=q, gain=jnp.where(taken | first | ~in_turns[:, None], gain[:, None], known.gain))
         length = jnp.where(~first & (jnp.mean(in_turns) > _MANY), 1, 2)
         return turn + length, known, jnp.where(first, column_sum(rows, value), before)
 
@@ -185,24 +120,39 @@ def steps_of(
     return known, before
 
 
+def _judged(elbo: Array, known: _Known, first: Array, alone: Array) -> tuple[Array, Array, Array]:
+    """Rows that do not fall, the caution that each learns from its step, and what a full one would have gained."""
+    slack = _ROUNDING * jnp.finfo(elbo.dtype).eps * jnp.abs(known.elbo)
+    better = first | ((elbo >= known.elbo - slack) & jnp.isfinite(elbo))
+    before = jnp.where(alone, known.q.caution[:, 0], known.q.caution[:, 1])
+    relieved = jnp.maximum(before - jnp.maximum(_RELIEF, _RELIEF_SHARE * before), 0.0)
+    caution = jnp.where(first, before, jnp.where(better, relieved, jnp.minimum(before + 1, _MOST)))
+    gained = jnp.where(elbo - known.elbo > slack, elbo - known.elbo, 0.0) * 2.0**caution
+    gain = jnp.where(better & ~first & jnp.isfinite(known.elbo), gained, jnp.inf)
+    return better, caution, jnp.where(caution >= _MOST, 0.0, gain)
+
+
+def _is_bounded(objective: Objective) -> bool:
+    """Whether no weight of an entry can grow beyond bounds."""
+    members: list[Any] = []
+    objective.family.by_member(members.append)
+    return all(member.is_logistic or member.is_quadratic for member in members)
+
+
 def _in_turns(q: RowPosteriors) -> Array:
     """Rows that move the mean, and then the covariance."""
     return q.caution[:, 1] >= _IN_TURNS
 
 
-def unpacked(packed: Float[Array, "n p"], size: int) -> Float[Array, "n k k"]:
-    """Symmetric matrices from their upper triangles."""
-    return packed[:, upper_triangle(size)[2]]
+def packed_curvature(loadings: Array, weight: Float[Array, "n d"]) -> Float[Array, "n p"]:
+    """W' diag(w_i) W of every row, packed."""
+    first, second, _ = upper_triangle(loadings.shape[1])
+    return weight @ (loadings[:, first] * loadings[:, second])
 
 
 def full_rows(values: Array, rows: Rows) -> Array:
     """What may be one line for all rows, a line for each."""
     return jnp.broadcast_to(values, (rows.x.shape[0], values.shape[1]))
-
-
-def column_sum(rows: Rows, values: Array) -> Array:
-    """Over the rows, each times its weight."""
-    return jnp.sum(jnp.where(rows.weight[:, None] > 0, rows.weight[:, None] * values, 0.0), axis=0)
 
 
 def _pick(take: Array, new: Any, old: Any) -> Any:
@@ -238,15 +188,13 @@ def _predictor(decoder: Affine, fixed: Array, q: RowPosteriors) -> tuple[Array, 
     return q.mean @ decoder.loadings.T + fixed, jnp.maximum(q.covariance @ _products(decoder).T, 0.0)
 
 
-def _answer(decoder: Affine, objective: Objective, weight: Array, precision: Array, change: Array) -> Array:
-    """How far the best mean of every row moves with a change of its packed covariance, to first order."""
-    grown = objective.family.by_member(lambda f, w: f.curvature_growth * f.activation_scale * w, weight)
-    pull = (grown * (change @ _products(decoder).T)) @ decoder.loadings / (2 * objective.beta)
+def _answer(decoder: Affine, beta: Array, bent: Array, precision: Array) -> Array:
+    """How far the best mean of every row moves, to first order, where the gradient of its entries moves by so much."""
     inverse, _ = symmetric_inverse(precision)
-    return -jnp.sum(inverse * pull[:, None], axis=-1)
+    return jnp.sum(inverse * (bent @ decoder.loadings / beta)[:, None], axis=-1)
 
 
-def _step(decoder: Affine, objective: Objective, known: _Known) -> RowPosteriors:
+def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array] | None) -> RowPosteriors:
     """A step of every row as long as its caution allows, or of its mean or its covariance alone.
 
     The new precision is a P + (1 - a) S^-1, P the one that the weights call for, S the old covariance. A step that is
@@ -255,15 +203,15 @@ def _step(decoder: Affine, objective: Objective, known: _Known) -> RowPosteriors
     """
     loadings, q = decoder.loadings, known.q
     size = decoder.latent_dim
-    rows_of, columns_of, where = upper_triangle(size)
-    same = rows_of == columns_of
-    packed = (known.weight / objective.beta) @ (loadings[:, rows_of] * loadings[:, columns_of])
+    first, second, where = upper_triangle(size)
+    same = first == second
+    packed = packed_curvature(loadings, known.weight / beta)
     eps = jnp.finfo(packed.dtype).eps
     is_wide = jnp.sum(packed[:, np.flatnonzero(same)], axis=1) > _WIDEST / eps
     together = jnp.asarray(~same)[None] & is_wide[:, None]
     off = jnp.where(together, 1 - _APART * size * eps, 1.0)
     precision = (packed * off)[:, where] + jnp.eye(size, dtype=packed.dtype)[None]
-    ahead = (known.gradient @ loadings) / objective.beta - q.mean
+    ahead = (known.gradient @ loadings) / beta - q.mean
     in_turns, caution = _in_turns(q), q.caution[:, 1]
     alone = in_turns & ~q.second
 
@@ -279,10 +227,13 @@ def _step(decoder: Affine, objective: Objective, known: _Known) -> RowPosteriors
     mixed, length = jax.lax.cond(jnp.any(caution > 0), shortened, lambda: full)
     covariance, log_det = symmetric_inverse(mixed)
     mean = q.mean + length[:, None] * jnp.sum(covariance * ahead[:, None], axis=-1)
-    packed = jnp.where(alone[:, None], q.covariance, covariance[:, rows_of, columns_of])
-    second = in_turns & q.second
-    if objective.family.curvature_growth:
-        answer = functools.partial(_answer, decoder, objective, known.weight, precision, packed - q.covariance)
-        given = jax.lax.cond(jnp.any(second), answer, lambda: jnp.zeros_like(mean))
-        mean = jnp.where(second[:, None], mean + given, mean)
+    packed = jnp.where(alone[:, None], q.covariance, covariance[:, first, second])
+    if bent is not None:
+
+        def answered() -> Array:
+            return _answer(decoder, beta, bent(q, (packed - q.covariance) @ _products(decoder).T), precision)
+
+        second_half = in_turns & q.second
+        moved = jax.lax.cond(jnp.any(second_half), answered, lambda: jnp.zeros_like(mean))
+        mean = jnp.where(second_half[:, None], mean + moved, mean)
     return RowPosteriors(mean, packed, jnp.where(alone, q.log_det, -log_det), q.caution, q.second)

@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from glmvae.ascent.climb import Climb, Problem, State, at_decoder
 from glmvae.ascent.passes import exact_pass
-from glmvae.ascent.posteriors import PosteriorStore
+from glmvae.ascent.row_posteriors import PosteriorStore
 from glmvae.blocks import total
 from glmvae.entries import refuse_empty
 from glmvae.expansion import null_predictor, working_weight

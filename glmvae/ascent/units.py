@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from glmvae.ascent.climb import Climb, Problem, State
 from glmvae.ascent.decoder import stacked, unstacked
-from glmvae.ascent.posteriors import PosteriorStore, RowPosteriors, unpacked
+from glmvae.ascent.row_posteriors import PosteriorStore, RowPosteriors, unpacked
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import sweep
 from glmvae.model import Affine, Objective

@@ -42,8 +42,6 @@ class Family:
     fixed_dispersion: ClassVar[float | None] = 1.0
     #: theta = rho eta, so that the curvature of log p in eta does not depend on x.
     curvature_is_constant: ClassVar[bool] = True
-    #: d log(-d^2 log p / dt^2) / dt, t = rho eta, where it is the same everywhere: log p is an exponential; else 0.
-    curvature_growth: ClassVar[float] = 0.0
     #: log p is quadratic in eta: every expansion is exact.
     is_quadratic: ClassVar[bool] = False
     #: ``dispersion_from`` is there.

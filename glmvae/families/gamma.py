@@ -39,7 +39,6 @@ class Gamma(Family):
     static = ("activation",)
     fixed_dispersion: ClassVar[float | None] = None
     curvature_is_constant = False
-    curvature_growth = -1.0
     estimates_dispersion: ClassVar[bool] = True
     has_remainder = True
 

@@ -166,11 +166,6 @@ class Mixed(Family):
         return all(family.curvature_is_constant for family in self.families)
 
     @property
-    def curvature_growth(self) -> float:  # type: ignore[override]
-        """Not 0 where that of a member is not."""
-        return max((family.curvature_growth for family in self.families), key=abs)
-
-    @property
     def is_quadratic(self) -> bool:  # type: ignore[override]
         return all(family.is_quadratic for family in self.families)
 

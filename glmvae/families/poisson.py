@@ -23,7 +23,6 @@ class Poisson(Family):
         -2.7918
     """
 
-    curvature_growth = 1.0
     has_remainder = True
 
     @property
