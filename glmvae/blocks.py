@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 
 from glmvae import _checks
 from glmvae._lost_digits import warn_of_lost_digits
+from glmvae._precision import in_full
 from glmvae.cuts import block_size, cut_rows, cut_tree, layout, lies_on_host
 from glmvae.entries import all_inside, inside, look_at, refuse_entry
 from glmvae.families import Family
@@ -169,6 +170,7 @@ def _check_given(given: Any, num_rows: int, last: bool) -> None:
 def _program(f: Function | None, check: Any, dtype: Any) -> Callable:
     """f on what enters it, compiled; without f what enters it."""
 
+    @in_full
     def program(rows: Rows, old: Any, family: Family | None, args: tuple) -> tuple[Any, ...]:
         rows = entered(rows, family, dtype)
         old, args = as_dtype((old, args), dtype)
@@ -180,7 +182,7 @@ def _program(f: Function | None, check: Any, dtype: Any) -> Callable:
 
 
 def _eager(f: Function, check: Any, dtype: Any) -> Callable:
-    enter = _program(None, check, dtype)
+    enter, f = _program(None, check, dtype), in_full(f)
 
     def run(rows: Rows, old: Any, family: Family | None, args: tuple) -> tuple[Any, ...]:
         rows, old, args, valid = enter(rows, old, family, args)
@@ -240,6 +242,7 @@ def traced(source: Source, args: Any, given: Any = None) -> bool:
     return True
 
 
+@in_full
 def _scan(
     f: Function, source: Source, args: tuple, family: Family | None, add: Callable, options: dict[str, Any]
 ) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 
 from glmvae import _checks
+from glmvae._precision import in_full
 
 # Entries of a vector within that share of the largest are as large as it, whatever rounding says.
 _AS_LARGE = 0.999
@@ -86,6 +87,7 @@ def signs(vectors: ArrayLike) -> Any:
     return numpy.where(entry < 0, -1.0, 1.0).astype(size.dtype)
 
 
+@in_full
 def _made_by(eps: float, variance: Any, vectors: Any) -> Any:
     """What noise of eps sqrt(a_ii a_jj) in every entry (i, j) can make of the eigenvalues of these vectors."""
     numpy: Any = np if isinstance(vectors, np.ndarray) else jnp
@@ -172,6 +174,7 @@ def _traced(matrix: Float[Array, "d d"]) -> tuple[Array, Array, Array]:
 
 
 @_traced.defjvp
+@in_full
 def _derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     """dV = V (F o M) with M = V' dA V and F_ij = 1 / (lambda_j - lambda_i), 0 between equal ones."""
     values, vectors, coupling = _traced(*primals)

@@ -20,6 +20,7 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
+from glmvae._precision import in_full
 from glmvae.blocks import total
 from glmvae.elbo import affine_arguments
 from glmvae.entries import refuse_empty
@@ -191,6 +192,7 @@ def varimax(optimum: Any, *, normalize: bool = True) -> Any:
     return result if optimum is model else _turned(optimum, result, rotation, active.size)
 
 
+@in_full
 def _turned(optimum: Any, model: AffineModel, rotation: np.ndarray, active: int) -> Any:
     """The optimum with that model, and the rest of it in the same axes."""
     r = jnp.asarray(rotation, model.loadings.dtype)

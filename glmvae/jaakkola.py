@@ -16,6 +16,7 @@ from jax import Array
 
 from glmvae import _checks, _settings
 from glmvae._frames import names_for
+from glmvae._precision import in_full
 from glmvae._progress import bar
 from glmvae.elbo import mean_elbo
 from glmvae.expansion import null_predictor, working_weight
@@ -202,6 +203,7 @@ def _null_of(
 
 
 @jax.jit
+@in_full
 def _next_xi(family: Family, data: Moments, decoder: Affine) -> Array:
     """xi_j^2 = mean E t_j^2: the mean of E zz' is I where W is not 0."""
     centre, spread = decoder.intercept, jnp.sum(decoder.loadings**2, axis=1)

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae import _checks, _settings
+from glmvae._precision import in_full
 from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
 from glmvae.rows import Rows
@@ -167,6 +168,7 @@ class Affine:
         """kappa."""
         return self.loadings.shape[-1]
 
+    @in_full
     def __call__(self, z: ArrayLike, covariates: ArrayLike | None = None) -> Float[Array, "*n d"]:
         """eta of a latent vector (kappa,), or of rows of them (N, kappa) with their covariates (N, p)."""
         eta = jnp.asarray(z) @ self.loadings.T

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae import _checks
+from glmvae._precision import in_full
 from glmvae.decomposition import one_thread
 from glmvae.expansion import working_response, working_weight
 from glmvae.families import Family
@@ -98,6 +99,7 @@ def _check_rank(correlation: np.ndarray, dtype: np.dtype) -> None:
         )
 
 
+@in_full
 def residual_covariance(data: Moments, coefficients: ArrayLike | None) -> Any:
     """The covariance of what the covariates leave of x; of concrete moments a NumPy array in double precision."""
     concrete = _checks.concrete((data, coefficients))

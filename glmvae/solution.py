@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
+from glmvae._precision import in_full
 from glmvae.families import Family
 from glmvae.quadratics import Quadratic
 from glmvae.spectral import Spectrum, dispersion_at, whitening
@@ -55,6 +56,7 @@ def solve(spectrum: Spectrum, latent_dim: int, beta: Array, dispersion: Array | 
 
 
 @functools.partial(jax.jit, static_argnames="latent_dim")
+@in_full
 def _traced(spectrum: Spectrum, beta: Array, given: Array | None, *, latent_dim: int) -> Solution:
     return _solution(jnp, spectrum, latent_dim, beta, given)
 

@@ -176,7 +176,11 @@ def _made(results: list[Result]) -> str:
     lines.append("\n".join(["| runs | done | processor hours |", "|---|---|---|", *rows]))
     machines = Counter(_machine(made) for r in results for made in r["made_on"])
     if machines:
-        lines.append("Made on: " + "; ".join(f"{where} ({number} runs)" for where, number in machines.items()) + ".")
+        made_on = "Made on: " + "; ".join(f"{where} ({number} runs)" for where, number in machines.items()) + "."
+        if any(made["device"] != "cpu" for r in results for made in r["made_on"]):
+            made_on += " On an accelerator the products of training are JAX's default there, of rounded factors; every "
+            made_on += "ELBO is computed in full."
+        lines.append(made_on)
     if diverged := [f"{_name(r)} at step {r['diverged']}" for r in results if r["diverged"] is not None]:
         lines.append(f"Diverged, and counted with what they had before: {', '.join(diverged)}.")
     return "\n\n".join(lines)

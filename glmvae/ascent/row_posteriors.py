@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from glmvae import _checks
+from glmvae._precision import in_full
 from glmvae.blocks import Block, Store
 from glmvae.model import Affine
 from glmvae.variational import upper_triangle
@@ -49,6 +50,7 @@ def no_change(decoder: Affine) -> Change:
     return Change(same, same, np.zeros((1 + decoder.num_covariates, units), dtype), np.zeros((), dtype))  # type: ignore[arg-type]
 
 
+@in_full
 def prior_like(decoder: Affine) -> RowPosteriors:
     """Where steps start, the same for all rows: mean 0 and a covariance under which no eta varies by more than 1."""
     loadings = decoder.loadings

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from glmvae._precision import in_full
 from glmvae.ascent.climb import Climb, Problem, State
 from glmvae.ascent.decoder import stacked, unstacked
 from glmvae.ascent.row_posteriors import PosteriorStore, RowPosteriors, unpacked
@@ -131,5 +132,6 @@ def principal_axes(state: State, store: PosteriorStore) -> tuple[Affine, Posteri
 
 
 @jax.jit
+@in_full
 def _rotated(q: RowPosteriors, vectors: Array) -> Any:
     return q.mean @ vectors, vectors.T @ unpacked(q.covariance, vectors.shape[0]) @ vectors

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae._numerics import symmetric_inverse
+from glmvae._precision import in_full
 from glmvae.blocks import common_dtype, per_row, total, traced
 from glmvae.expansion import Expansion, expand_rows, expansion_point, null_point
 from glmvae.families import Family
@@ -244,6 +245,7 @@ def elbo_profile(model: Any, moments: Moments, *, expand_at: ArrayLike | str = "
 
 
 @jax.jit
+@in_full
 def _profile(model: AffineModel, data: Moments, family: Family, eta0: Array) -> Array:
     quadratic = expanded(data, family, eta0, model.dispersion)
     scale, beta = jnp.sqrt(quadratic.weight), model.beta

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from glmvae import _checks
+from glmvae._precision import in_full
 from glmvae.blocks import common_dtype, per_row
 from glmvae.cuts import block_size
 from glmvae.families.checks import check_columns
@@ -54,6 +55,11 @@ def _is_argument(decoder: Decoder) -> bool:
     )
 
 
+@in_full
+def _tried(decoder: Decoder, z: Array) -> Array:
+    return decoder(z)
+
+
 def per_row_of(
     f: Callable, decoder: Decoder, source: Source, objective: Objective, z: Array, given: Any, *args: Any, width: int
 ) -> Any:
@@ -70,7 +76,7 @@ def per_row_of(
     if compiled:
         return per_row(f, source, decoder, objective, *args, **options)
     # What it returns shows whether a transformation traces what the function holds, which the loop has to know
-    tried = decoder(jnp.asarray(z[0], dtype))
+    tried = _tried(decoder, jnp.asarray(z[0], dtype))
     _check_width(tried, 0, source.num_columns)
     tried = tried.astype(dtype)
 

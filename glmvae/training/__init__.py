@@ -94,7 +94,8 @@ def train(
             checkpoint with that first, before any step; one that returns True stops the run.
         checkpoint: a file to which the run is written after each chunk, all or nothing. If it exists the run goes on
             from it, unless a callback stops it there. It is the same run if all is the same that is computed with:
-            data, key, net, optimizer and schedule, the last by what they compute. A symbolic link is followed.
+            data, key, net, optimizer and schedule, the last by what they compute. (A net that is computed anew on a GPU
+            may differ in its last digits, and is then another.) A symbolic link is followed.
 
     Returns:
         :class:`~glmvae.training.runs.Run`. Ctrl-C returns the run as it was after the last chunk, with
@@ -109,7 +110,8 @@ def train(
         NonFiniteLoss: a loss or a parameter that is not finite; the error has the step and the last good run.
         CheckpointNotWritten: the checkpoint cannot be written, tried before step 0; an OSError that has the run.
 
-    Exactness: a stochastic gradient, unbiased for the weighted mean of the rows.
+    Exactness: a stochastic gradient, unbiased for the weighted mean of the rows. On a GPU or TPU its products are as
+        ``jax.default_matmul_precision`` has them; those of an evaluation are in full.
 
     Example:
         >>> import jax

@@ -1,0 +1,156 @@
+"""Every product of the library is in full, whatever JAX's default: a GPU rounds the factors of a float32 one.
+
+A CPU computes all products in full, so a result cannot show it. But it refuses a product that asks for TF32 by name:
+under that default, whatever runs has told each of its products otherwise.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import glmvae
+from glmvae import (
+    Affine,
+    AffineModel,
+    Rows,
+    affine_posterior,
+    best_posterior,
+    bracket,
+    elbo_exact,
+    elbo_monte_carlo,
+    elbo_profile,
+    elbo_quadratic,
+    elbo_taylor,
+    fit,
+    log_likelihood,
+    moments,
+    monitor,
+    nets,
+    optimal_posterior,
+    posterior,
+    refine,
+    tighten,
+    training,
+    varimax,
+)
+from glmvae.families import Bernoulli, Gaussian, Poisson
+from glmvae.initializers import mle_b
+from glmvae.statistics import merge
+
+pytestmark = pytest.mark.any_precision
+ROUNDED = "TF32_TF32_F32"
+N, D, UNITS = 60, 9, 3
+BINARY = Bernoulli()
+
+
+@functools.cache
+def data():
+    rng = np.random.default_rng(0)
+    x = (rng.random((N, D)) < 0.4).astype(np.float32)
+    covariates, offset = rng.standard_normal((N, 2)), 0.1 * rng.standard_normal((N, D))
+    counts = rng.poisson(3.0, (N, D)).astype(np.float32)
+    return x, Rows(x, covariates=covariates.astype(np.float32), offset=offset.astype(np.float32)), counts
+
+
+@functools.cache
+def optimum():
+    return fit(data()[0], BINARY, UNITS)
+
+
+@functools.cache
+def with_covariates():
+    return fit(data()[1], BINARY, UNITS)
+
+
+def model_of(loadings):
+    return AffineModel(Affine(loadings, optimum().model.intercept), optimum().model.objective)
+
+
+def bent(z):
+    return jnp.tanh(z) @ jnp.ones((UNITS, D), z.dtype)
+
+
+def net():
+    vae = nets.canonical(jax.random.key(0), D, UNITS, optimum().model.objective, encoder_widths=(D,))
+    return mle_b(jax.random.key(1), vae, optimum())
+
+
+def of_any_decoder():
+    x, q, objective = data()[0], posterior(optimum(), data()[0]), optimum().model.objective
+    return [
+        elbo_taylor(bent, x, q, objective),
+        optimal_posterior(bent, x, objective, z0=q.mean),
+        elbo_monte_carlo(jax.random.key(0), bent, x, q, objective, num_samples=2),
+        log_likelihood(jax.random.key(0), optimum(), x, num_samples=2),
+    ]
+
+
+def from_rows():
+    x, rows, counts = data()
+    refined = refine(optimum(), x, max_rounds=4)
+    return [
+        refined,
+        refine(with_covariates(), rows, max_rounds=2),
+        refine(fit(counts, Poisson(), 2, expand_at="null"), counts, max_rounds=2),
+        best_posterior(refined, x),
+        varimax(refined),
+    ]
+
+
+def under_transformations():
+    x = jnp.asarray(data()[0])
+    loadings, q = jnp.asarray(optimum().model.loadings), posterior(optimum(), x)
+
+    def traced(x, w):
+        return moments(x, family=BINARY).mean, posterior(optimum(), x), affine_posterior(model_of(w), x)
+
+    return [
+        jax.jit(traced)(x, loadings),
+        jax.grad(lambda beta: fit(x, BINARY, UNITS, beta=beta).elbo_taylor)(1.0),
+        jax.grad(lambda x: fit(x, Gaussian(), UNITS).elbo_taylor)(x),
+        jax.grad(lambda w: jnp.mean(elbo_exact(model_of(w), x, q)))(loadings),
+        jax.jit(lambda w: best_posterior(model_of(w), x).mean)(loadings),
+    ]
+
+
+CALLS = {
+    "moments": lambda: [moments(data()[1], family=BINARY), merge(moments(data()[0]), moments(data()[0]))],
+    "closed form": lambda: [fit(data()[1], BINARY, UNITS), fit(data()[0], BINARY, UNITS, expand_at="null")],
+    "tighten": lambda: tighten(optimum(), moments(data()[0], family=BINARY)),
+    "posteriors": lambda: [posterior(with_covariates(), data()[1]), affine_posterior(optimum().model, data()[0])],
+    "elbos": lambda: [
+        f(optimum(), data()[0], posterior(optimum(), data()[0])) for f in (elbo_exact, elbo_quadratic, bracket)
+    ],
+    "profile": lambda: elbo_profile(with_covariates().model, moments(data()[1], family=BINARY)),
+    "diagnose": lambda: glmvae.diagnose(data()[0], BINARY, UNITS),
+    "select": lambda: glmvae.select(data()[0], BINARY, (1, 2), folds=2),
+    "decode": lambda: [optimum().model.decoder(np.zeros((2, UNITS), np.float32)), net().intercept],
+    "any decoder": of_any_decoder,
+    "from rows": from_rows,
+    "net": lambda: [monitor.evaluate(jax.random.key(0), net(), data()[0]), monitor.reference(optimum(), data()[0])],
+    "transformed": under_transformations,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_runs_where_only_full_products_do(name):
+    with jax.enable_x64(False):
+        optimum(), with_covariates()
+        with jax.default_matmul_precision(ROUNDED):
+            found = jax.block_until_ready(CALLS[name]())
+    assert jax.tree.leaves(found)
+
+
+def test_a_product_that_was_not_told_is_refused():
+    with jax.default_matmul_precision(ROUNDED), pytest.raises(ValueError, match=ROUNDED):
+        jax.block_until_ready(bent(jnp.zeros((2, UNITS), jnp.float32)))
+
+
+def test_training_follows_the_default():
+    with jax.enable_x64(False):
+        vae, x = net(), data()[0]
+        with jax.default_matmul_precision(ROUNDED), pytest.raises(ValueError, match=ROUNDED):
+            training.train(jax.random.key(0), vae, x, steps=1, batch_size=10)
