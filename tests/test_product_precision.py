@@ -36,7 +36,7 @@ from glmvae import (
     training,
     varimax,
 )
-from glmvae.families import Bernoulli, Gaussian, Poisson
+from glmvae.families import Bernoulli, Gaussian
 from glmvae.initializers import mle_b
 from glmvae.statistics import merge
 
@@ -51,8 +51,7 @@ def data():
     rng = np.random.default_rng(0)
     x = (rng.random((N, D)) < 0.4).astype(np.float32)
     covariates, offset = rng.standard_normal((N, 2)), 0.1 * rng.standard_normal((N, D))
-    counts = rng.poisson(3.0, (N, D)).astype(np.float32)
-    return x, Rows(x, covariates=covariates.astype(np.float32), offset=offset.astype(np.float32)), counts
+    return x, Rows(x, covariates=covariates.astype(np.float32), offset=offset.astype(np.float32))
 
 
 @functools.cache
@@ -88,29 +87,23 @@ def of_any_decoder():
     ]
 
 
+def tightened():
+    rows = Rows(data()[0], covariates=data()[1].covariates)
+    return tighten(fit(rows, BINARY, UNITS), moments(rows, family=BINARY))
+
+
 def from_rows():
-    x, rows, counts = data()
-    refined = refine(optimum(), x, max_rounds=4)
-    return [
-        refined,
-        refine(with_covariates(), rows, max_rounds=2),
-        refine(fit(counts, Poisson(), 2, expand_at="null"), counts, max_rounds=2),
-        best_posterior(refined, x),
-        varimax(refined),
-    ]
+    refined = refine(with_covariates(), data()[1], max_rounds=2)
+    return [refined, best_posterior(refined, data()[1]), varimax(refined)]
 
 
 def under_transformations():
-    x = jnp.asarray(data()[0])
+    x = jnp.asarray(data()[0][:12])
     loadings, q = jnp.asarray(optimum().model.loadings), posterior(optimum(), x)
 
-    def traced(x, w):
-        return moments(x, family=BINARY).mean, posterior(optimum(), x), affine_posterior(model_of(w), x)
-
     return [
-        jax.jit(traced)(x, loadings),
         jax.grad(lambda beta: fit(x, BINARY, UNITS, beta=beta).elbo_taylor)(1.0),
-        jax.grad(lambda x: fit(x, Gaussian(), UNITS).elbo_taylor)(x),
+        jax.grad(lambda x: fit(Rows(x, covariates=data()[1].covariates[:12]), Gaussian(), UNITS).elbo_taylor)(x),
         jax.grad(lambda w: jnp.mean(elbo_exact(model_of(w), x, q)))(loadings),
         jax.jit(lambda w: best_posterior(model_of(w), x).mean)(loadings),
     ]
@@ -119,7 +112,7 @@ def under_transformations():
 CALLS = {
     "moments": lambda: [moments(data()[1], family=BINARY), merge(moments(data()[0]), moments(data()[0]))],
     "closed form": lambda: [fit(data()[1], BINARY, UNITS), fit(data()[0], BINARY, UNITS, expand_at="null")],
-    "tighten": lambda: tighten(optimum(), moments(data()[0], family=BINARY)),
+    "tighten": tightened,
     "posteriors": lambda: [posterior(with_covariates(), data()[1]), affine_posterior(optimum().model, data()[0])],
     "elbos": lambda: [
         f(optimum(), data()[0], posterior(optimum(), data()[0])) for f in (elbo_exact, elbo_quadratic, bracket)

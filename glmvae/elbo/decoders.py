@@ -19,7 +19,6 @@ from jaxtyping import Float
 
 from glmvae import _settings
 from glmvae._numerics import symmetric_inverse
-from glmvae._precision import in_full
 from glmvae.elbo.decoding import Decoder, decoded, decoder_arguments, expansion_point_in_z, per_row_of
 from glmvae.elbo.sampling import draw, log_prob_of, over_draws, rows_of, sampler
 from glmvae.model import Objective
@@ -127,7 +126,6 @@ def _optimal(rows: Rows, z0: Array, decoder: Decoder, objective: Objective) -> t
 
 
 @jax.jit
-@in_full
 def _best(z0: Array, gradient: Array, hessian: Array, beta: Array) -> Posterior:
     precision = jnp.eye(z0.shape[1], dtype=z0.dtype)[None] - hessian / beta
     covariance, _ = symmetric_inverse(precision)

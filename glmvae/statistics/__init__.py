@@ -21,7 +21,6 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
-from glmvae._precision import in_full
 from glmvae.blocks import total
 from glmvae.cuts import block_size
 from glmvae.families import Family
@@ -212,7 +211,6 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 @jax.jit
-@in_full
 def _merged(a: Moments, b: Moments) -> Moments:
     result: Moments = merged(a, b)
     return result

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae._precision import in_full
 from glmvae.entries import all_inside
 from glmvae.families import Family, Support
 from glmvae.rows import Rows, entered
@@ -173,7 +172,6 @@ def _check_alike(a: Any, b: Any) -> None:
 
 
 @jax.jit
-@in_full
 def _joined(a: Part, b: Part) -> Part:
     result: Part = merged(a, b)
     return result._replace(low=jnp.minimum(a.low, b.low), high=jnp.maximum(a.high, b.high))
