@@ -35,6 +35,12 @@ def test_the_page_agrees_with_the_stored_results(stored):
     assert RESULTS.with_name(PAGE).read_text() == page.text(stored), AGAIN
 
 
+def test_the_readme_agrees_with_the_stored_results(stored):
+    text = (RESULTS.parents[1] / "README.md").read_text()
+    assert " ".join(page.readme(stored).split()) in " ".join(text.split()), AGAIN
+    assert re.search(r"\(notebooks/reproduced/figures/([\w-]+)\.png\)", text).group(1) in figures.plan(stored)
+
+
 def test_the_figures_are_of_the_stored_results(stored):
     there = {png.stem: source_of(png) for png in (RESULTS / "figures").glob("*.png")}
     assert there == {name: figure.digest for name, figure in figures.plan(stored).items()}, AGAIN
@@ -95,7 +101,8 @@ def test_one_command_writes_page_and_figures(made_up, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
         f"{name}.json", "annealing.png", PAGE,
     ]  # fmt: skip
-    assert PAGE in capsys.readouterr().out
-    found = measures.load(folder)
+    printed, found = capsys.readouterr().out, measures.load(folder)
+    assert PAGE in printed
+    assert page.readme(found) in printed
     assert (tmp_path / PAGE).read_text() == page.text(found)
     assert source_of(folder / "figures" / "annealing.png") == figures.plan(found)["annealing"].digest

@@ -54,7 +54,7 @@ def _paper_runs(results: list[Result], **settings: object) -> list[Result]:
     return [r for start in PAPER for r in pick(results, section="starts", start=start, **settings)]
 
 
-def _pairs(
+def paired(
     results: list[Result], name: str, values: tuple[str, str], **settings: object
 ) -> list[tuple[Result, Result]]:
     """Runs of section 4.1 that differ in one setting alone."""
@@ -116,7 +116,7 @@ def reasonable(results: list[Result]) -> Claim:
 
 def decoders(results: list[Result]) -> Claim:
     """ReLU-Net minus affine."""
-    pairs = [p for start in PAPER for p in _pairs(results, "decoder", ("relu", "affine"), start=start)]
+    pairs = [p for start in PAPER for p in paired(results, "decoder", ("relu", "affine"), start=start)]
     parts, near = [], True
     for data in DATA:
         of = [(end(a) - end(b), measures.gain(b)) for a, b in pairs if a["settings"]["data"] == data]
@@ -133,7 +133,7 @@ def decoders(results: list[Result]) -> Claim:
 
 def affine_start(results: list[Result]) -> Claim:
     """MLE-B against Bench, affine decoder: batches until Bench's end, and both ends."""
-    pairs = _pairs(results, "start", ("mle-b", "he"), decoder="affine")
+    pairs = paired(results, "start", ("mle-b", "he"), decoder="affine")
     ratios, parts, near = [], [], True
     for ours, bench in pairs:
         needed = [measures.steps_to(r, bench) for r in (ours, bench)]
@@ -152,7 +152,7 @@ def affine_start(results: list[Result]) -> Claim:
 
 def relu_start(results: list[Result]) -> Claim:
     """MLE-B minus Bench, ReLU decoder, early and at the end."""
-    pairs = _pairs(results, "start", ("mle-b", "he"), decoder="relu")
+    pairs = paired(results, "start", ("mle-b", "he"), decoder="relu")
     early = [measures.lead(a, b, EARLY) for a, b in pairs]
     late = [end(a) - end(b) for a, b in pairs]
     text = ""
@@ -171,7 +171,7 @@ def relu_start(results: list[Result]) -> Claim:
 
 def new_starts(results: list[Result], start: str) -> Claim:
     """Pass-through against Bench: batches until Bench's end."""
-    pairs = _pairs(results, "start", (start, "he"))
+    pairs = paired(results, "start", (start, "he"))
     needed = [(measures.steps_to(ours, bench), ours["settings"]["decoder"]) for ours, bench in pairs]
     parts = []
     for decoder in DECODERS:

@@ -89,6 +89,7 @@ def _show(options: argparse.Namespace) -> None:
     results = measures.load(folder)
     if options.page:
         print(*figures.draw(results, folder / "figures"), page.write(results, folder.with_name(PAGE)), sep="\n")
+        print(f"README.md, Measured:\n{page.readme(results)}")
     if options.claims:
         print(page.plain(results))
 

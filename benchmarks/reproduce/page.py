@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from benchmarks.reproduce import claims, figures, measures, tables
 from benchmarks.reproduce.claims import Claim
 from benchmarks.reproduce.library import CHUNK, SAMPLES, SEEN
 from benchmarks.reproduce.measures import Result
-from benchmarks.reproduce.setups import START_STEPS, all_setups
+from benchmarks.reproduce.setups import START_STEPS, UNITS, all_setups
 
 SECTIONS = {
     "starts": "section 4.1: where training starts",
@@ -81,6 +82,36 @@ def plain(results: list[Result]) -> str:
             parts[-1] += f"\n   measured: {claim.measured}"
     parts += [f"{title}\n\n{table(results)}" for title, table in tables.TABLES.items()]
     return "\n\n".join(parts)
+
+
+def readme(results: list[Result]) -> str:
+    """The three lines of README.md, where all data sets of section 4.1 and both families of 4.2 are there."""
+    counts = []
+    for family, decoder in (("Gaussian", "affine"), ("Bernoulli", "relu"), ("Bernoulli", "affine")):
+        runs = sorted(measures.pick(results, section="activities", family=family, decoder=decoder), key=_beta)
+        both = [f"{measures.count(r['predicted']['closed'])} → {measures.active(r)}" for r in runs]
+        counts.append(f"{family}, {figures.TITLES[decoder]}: {', '.join(both)}")
+    near, there = (
+        [measures.steps_to(*pair) for pair in claims.paired(results, "start", (start, "he"), decoder="affine")]
+        for start in ("mle-b", "tightened")
+    )
+    least, most = (tables.steps(of(near, default=math.inf)) for of in (min, max))
+    whole, there_are = len(all_setups()), len(results)
+    so_far = "" if there_are == whole else f" after {there_are} of {whole} runs"
+    verdicts = [claim.holds is True for claim in claims.all_claims(results) if claim.paper]
+    return (
+        f"- **Units** of {UNITS} that stay active on MNIST over growing beta, predicted at zero → trained. "
+        f"{'. '.join(counts)}.\n"
+        f"- **Batches** until an affine decoder is where {START_STEPS['he']} of them lead from He's start: from the "
+        f"paper's start {least} to {most}, from the tightened optimum 0 in "
+        f"{there.count(0)} of {len(there)} setups.\n"
+        f"- **Claims** of the paper that hold as they stand: {sum(verdicts)} of {len(verdicts)}{so_far}, each with its "
+        "numbers [on its page](notebooks/reproduction.md)."
+    )
+
+
+def _beta(result: Result) -> float:
+    return float(result["settings"]["beta"])
 
 
 def write(results: list[Result], path: Path) -> Path:
