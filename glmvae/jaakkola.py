@@ -27,7 +27,7 @@ from glmvae.quadratics import Quadratic
 from glmvae.refined import RefinedOptimum
 from glmvae.sources import as_source, require_offset
 from glmvae.spectral import decomposed_spectrum
-from glmvae.statistics import Moments, as_moments
+from glmvae.statistics import Moments, as_moments, statistic_of
 from glmvae.tangents import log_two_cosh, require_tangent, tangent_quadratic
 
 # Rounding units of the sums that make a bound, allowed for so that it is one in floating point too.
@@ -149,13 +149,16 @@ def _certified(now: AffineOptimum, data: Moments) -> Array:
     """The bound less what rounding may have added: to the sums over columns, and to the moments and eigenvalues."""
     phi, family = now.dispersion, now.family
     quadratic = tangent_quadratic(data, family, phi, _next_xi(family, data, now.decoder))
-    return _less_rounding(quadratic, data.covariance, now.elbo_taylor)
+    return _less_rounding(quadratic, data, family, phi, now.elbo_taylor)
 
 
 @jax.jit
-def _less_rounding(quadratic: Quadratic, covariance: Array, elbo: Array) -> Array:
-    spread = quadratic.weight * (quadratic.slope**2 * jnp.diagonal(covariance) + quadratic.response**2)
-    size = jnp.sum(jnp.abs(quadratic.constant) + spread) + jnp.abs(elbo)
+def _less_rounding(quadratic: Quadratic, data: Moments, family: Family, phi: Array, elbo: Array) -> Array:
+    spread = quadratic.weight * (quadratic.slope**2 * jnp.diagonal(data.covariance) + quadratic.response**2)
+    # The constant is a difference: log C(n, x) grows as n, and so does what it is taken from
+    base = family.log_base_measure_from(statistic_of(data, family, phi), phi)
+    constant = jnp.abs(base) + jnp.abs(quadratic.constant - base)
+    size = jnp.sum(constant + spread) + jnp.abs(elbo)
     return elbo - _ROUNDING * jnp.finfo(size.dtype).eps * size
 
 
@@ -181,7 +184,7 @@ class _Null(NamedTuple):
 @jax.jit
 def _null(data: Moments, family: Family, dispersion: Array) -> _Null:
     variance = jnp.diagonal(data.covariance)
-    statistic = jnp.zeros_like(data.mean) if data.base_statistic is None else data.base_statistic
+    statistic = statistic_of(data, family, dispersion)
     eta = family.null_predictor(data.mean)
     value, xi = family.by_member(_null_of, data.mean, variance, statistic, dispersion, eta)
     return _Null(jnp.sum(value), xi)

@@ -16,7 +16,7 @@ from glmvae._precision import in_full
 from glmvae.decomposition import one_thread
 from glmvae.expansion import working_response, working_weight
 from glmvae.families import Family
-from glmvae.statistics import Covariates, Moments
+from glmvae.statistics import Covariates, Moments, statistic_of
 from glmvae.statistics.residuals import is_bounded
 
 # Rounding units of a covariance, times the number of covariates, that each of them has to have of its own.
@@ -57,9 +57,8 @@ def expanded(data: Moments, family: Family, eta0: Float[Array, " d"], phi: Array
             constant = base + 0.5 * weight * (slope**2 * variance + response**2)
         return Quadratic(weight, response, slope, jnp.broadcast_to(constant, mean.shape))
 
-    zero = jnp.zeros_like(data.mean)
-    statistic = zero if data.base_statistic is None else data.base_statistic
-    at_offset = zero if data.at_offset is None else data.at_offset
+    statistic = statistic_of(data, family, phi)
+    at_offset = jnp.zeros_like(data.mean) if data.at_offset is None else data.at_offset
     return family.by_member(of, data.mean, jnp.diagonal(data.covariance), statistic, at_offset, eta0, phi)
 
 

@@ -112,7 +112,8 @@ def load(path: str | os.PathLike[str], *, family: Family | None = None) -> Any:
             that of the file; float64 arrays while JAX is set to float32. Each names the path.
         TypeError: no path; no family.
 
-    Exactness: every array is what was saved, bit for bit, in its dtype; never cast.
+    Exactness: every array is what was saved, bit for bit, in its dtype. A number that had none of its own, such as a
+        beta of 0.1, has that of the process.
 
     Example:
         >>> import tempfile

@@ -16,7 +16,7 @@ from glmvae._precision import in_full
 from glmvae.families import Family
 from glmvae.quadratics import Quadratic
 from glmvae.spectral import Spectrum, dispersion_at, whitening
-from glmvae.statistics import Moments
+from glmvae.statistics import Moments, statistic_of
 from glmvae.statistics.residuals import encoder_shift
 
 
@@ -143,7 +143,7 @@ def _constant(numpy: Any, spectrum: Spectrum, quadratic: Quadratic, phi: Array) 
 
 @jax.jit
 def _expansion_constant(family: Family, data: Moments, eta0: Array, phi: Array) -> Array:
-    statistic = jnp.zeros_like(data.mean) if data.base_statistic is None else data.base_statistic
+    statistic = statistic_of(data, family, phi)
     return jnp.sum(family.expansion_constant(data.mean, jnp.diagonal(data.covariance), statistic, eta0, phi))
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from glmvae.expansion import working_response, working_weight
 from glmvae.families import Family
 from glmvae.quadratics import Quadratic
-from glmvae.statistics import Moments
+from glmvae.statistics import Moments, statistic_of
 
 
 def omega(xi: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -81,7 +81,7 @@ def _tangent_terms(
 def tangent_quadratic(data: Moments, family: Family, dispersion: Array, xi: Float[Array, " d"]) -> Quadratic:
     """The bound with one xi a column, as a quadratic in eta that moments determine."""
     variance = jnp.diagonal(data.covariance)
-    statistic = jnp.zeros_like(data.mean) if data.base_statistic is None else data.base_statistic
+    statistic = statistic_of(data, family, dispersion)
     parts = family.by_member(_tangent_quadratic, data.mean, variance, statistic, dispersion, xi)
     return Quadratic(*parts)
 

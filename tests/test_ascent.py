@@ -191,6 +191,18 @@ def test_a_free_dispersion_moves_from_where_nothing_else_does(held):
 
 
 @f64
+def test_a_free_dispersion_starts_from_one_a_column_too():
+    """It used to stay there, converged: to pool them at the same posteriors is a step down."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2)) @ rng.normal(size=(2, 4)) + rng.normal(size=(200, 4)) * np.sqrt([0.1, 1, 10, 0.5])
+    start = fit(x, Gaussian(), 2, dispersion=np.array([0.4, 4.0, 40.0, 2.0]))
+    wanted, free = fit(x, Gaussian(), 2), refine(start, x, dispersion="estimate", tolerance=1e-10, max_rounds=1000)
+    assert free.dispersion_estimated
+    np.testing.assert_allclose(free.elbo, wanted.elbo_taylor, rtol=1e-7)
+    np.testing.assert_allclose(free.dispersion, wanted.dispersion, rtol=1e-3)
+
+
+@f64
 def test_without_latent_units_the_dispersion_is_that_of_maximum_likelihood():
     c = case("gamma")
     for held in (0.05, 1.0, 30.0):

@@ -224,6 +224,17 @@ def test_a_row_of_a_huge_count_leaves_the_prior(count):
     assert loss([0.0, -np.log(1 + w @ w)]) > found + 3 * count  # the control: where it starts
 
 
+def test_what_a_row_weighs_does_not_change_its_best_posterior():
+    """It used to stay at the prior: no step was waited for that only a row of weight 0 could gain by."""
+    model = AffineModel(Affine([[1.0], [-1.0], [0.5], [0.2]], np.zeros(4)), Poisson())
+    x = np.array([[1e3, 0.0, 2.0, 1.0], [1.0, 1.0, 0.0, 2.0]])
+    wanted = best_posterior(model, x)
+    found = best_posterior(model, Rows(x, weight=np.array([0.0, 1.0])))
+    np.testing.assert_array_equal(found.mean, wanted.mean)
+    np.testing.assert_array_equal(found.covariance, wanted.covariance)
+    assert abs(float(wanted.mean[0, 0])) > 5  # the control: the prior is far
+
+
 def test_an_offset_of_zero_changes_nothing_and_a_constant_one_moves_the_intercept():
     c = case("poisson")
     plain = refine(c.start, c.x, tolerance=TIGHT)

@@ -27,6 +27,16 @@ def test_a_start_below_the_null_model_is_replaced():
 
 
 @f64
+def test_a_start_that_overflows_takes_no_part_in_silence():
+    """Weights near 0 under a huge offset: warnings are errors here."""
+    rng = np.random.default_rng(3)
+    x = 1.0 * (rng.normal(size=(40, 2)) @ rng.normal(size=(2, 4)) > 0)
+    start = AffineModel(Affine(0.1 * rng.normal(size=(4, 2)), np.zeros(4)), Bernoulli())
+    r = refine(start, Rows(x, offset=90 * rng.normal(size=(40, 1))), max_rounds=5)
+    assert np.isfinite(float(r.elbo))
+
+
+@f64
 def test_above_the_onset_the_null_model_is_returned():
     c = case("bernoulli")
     start = fit(c.x, c.family, K, beta=50.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,6 +172,16 @@ def test_constant_columns_inside_the_support_are_not_at_its_end(dtype):
     assert np.all(np.isfinite(positive.null_eigenvalues))
     counts = diagnose(moments([[0.0, 3.0], [0.0, 1.0]], family=Poisson()), Poisson(), 1)
     np.testing.assert_array_equal(counts.boundary_columns, [True, False])
+
+
+@pytest.mark.any_precision
+def test_columns_that_vary_in_their_last_digits_vary():
+    rng = np.random.default_rng(0)
+    x = (1e6 + 0.4 * (rng.normal(size=(300, 1)) + 0.5 * rng.normal(size=(300, 4)))).astype(np.float32)
+    x[:, 2] = 1e6 + 0.3
+    with warnings.catch_warnings(action="ignore"):  # of digits that float32 has lost
+        for data in (x, moments(x)):
+            np.testing.assert_array_equal(diagnose(data, Gaussian(), 2).constant_columns, [False, False, True, False])
 
 
 @pytest.mark.parametrize("dispersion", [None, 0.5])

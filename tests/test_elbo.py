@@ -23,6 +23,7 @@ from glmvae import (
     moments,
 )
 from glmvae import posterior as best_of_fit
+from glmvae.families import Gaussian
 from glmvae.rows import as_rows
 from glmvae.variational import predictor_moments
 
@@ -95,6 +96,16 @@ def test_profile_is_the_mean_at_the_best_posterior(name, point, dtype):
     np.testing.assert_allclose(profile, value(q), rtol=10 * rtol)
     for worse in (s.q, Posterior(q.mean + 0.1, q.covariance), Posterior(q.mean, 1.2 * q.covariance)):
         assert value(worse) < profile
+
+
+@pytest.mark.any_precision
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e5])
+def test_the_profile_beside_a_column_in_other_units(scale):
+    """In float32: what a unit leaves of an eigenvalue of 10^8 used to be 7 nats off."""
+    x = (np.random.default_rng(0).normal(size=(200, 6)) * [scale, 1, 1, 1, 1, 1]).astype(np.float32)
+    data = moments(x, family=Gaussian())
+    best = fit(data, Gaussian(), 2)
+    np.testing.assert_allclose(elbo_profile(best, data), best.elbo_taylor, rtol=1e-5)
 
 
 @pytest.mark.any_precision

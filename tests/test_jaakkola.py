@@ -176,26 +176,27 @@ def test_nothing_is_returned_that_is_worse_than_the_null_model():
         assert r.elbo >= null - 1e-9, (method, size, mean, seed)
 
 
-def many_trials(seed):
+def many_trials(seed, trials=1000):
     rng = np.random.default_rng(seed)
     rng.normal(size=(N + D) * K)
     share = 1 / (1 + np.exp(-0.3 * rng.normal(size=D)))
-    return rng.binomial(1000, share + np.zeros((N, D))).astype("float32")
+    return rng.binomial(trials, share + np.zeros((N, D))).astype("float32")
 
 
 @f64
 def test_the_certified_bound_is_one_in_float32_too():
     """float32 rows: it used to be 7e-4 nats above the exact ELBO of the same decoder in float64."""
-    reference = dense.Binomial(1000.0)
-    for seed in range(4):
-        x = many_trials(seed)
-        r = tighten(fit(x, Binomial(1000), K), x)
+    for seed, trials in [*((seed, 1000) for seed in range(4)), (0, 1_000_000), (1, 1_000_000)]:
+        reference = dense.Binomial(float(trials))
+        x = many_trials(seed, trials)
+        r = tighten(fit(x, Binomial(trials), K), x)
         assert r.lower_bound.dtype == np.float32
         p = dense.problem(x, reference)
         mean = x.astype(float) @ np.asarray(r.encoder.weight, float).T + np.asarray(r.encoder.bias, float)
         exact = p.mean(dense.elbo(p, decoder(r), mean, np.asarray(r.encoder.covariance, float)))
         assert float(r.lower_bound) <= exact, seed
-        assert float(r.lower_bound) > exact - 0.5  # and is no empty word
+        rounding = 16 * np.finfo(np.float32).eps * trials * D  # of log C(n, x) and what it is taken from
+        assert float(r.lower_bound) > exact - max(0.5, rounding)  # and is no empty word
     c = case("bernoulli", "float32")
     entry = refine(c.start, c.x, method="entry", tolerance=1e-4)
     assert float(entry.lower_bound) <= c.elbo(entry)

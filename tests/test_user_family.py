@@ -6,6 +6,8 @@ with a removable singularity at 0. As a ``CustomFamily`` of functions, and as a 
 first half asks the family alone, the second all that the library does with one.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -20,12 +22,15 @@ from glmvae import (
     Objective,
     Posterior,
     bracket,
+    diagnose,
     elbo_exact,
     elbo_monte_carlo,
+    elbo_profile,
     elbo_quadratic,
     expected_remainder_bounds,
     fit,
     kl_divergence,
+    moments,
     monitor,
     nets,
     posterior,
@@ -33,7 +38,7 @@ from glmvae import (
     remainder_bounds,
     training,
 )
-from glmvae.families import CustomFamily, Family, Mixed, Poisson, Support
+from glmvae.families import CustomFamily, Family, Gamma, Mixed, Poisson, Support
 
 # log(sinh(h) / h) in powers of h^2, and where it takes over: |h| <= 1/2, where its terms fall by 0.025.
 SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250, 2 / 127702575, -3617 / 2605132530000)
@@ -297,3 +302,36 @@ def test_it_stands_beside_other_families():
     np.testing.assert_allclose(optimum.intercept[:COLUMNS], alone.intercept, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"support \[0, 1\] of ContinuousBernoulli\(\), got 1.5 at \[0, 0\]"):
         fit(np.where(np.arange(7) == 0, 1.5, x), family, UNITS)
+
+
+def _gamma_measure(x, phi):
+    return (1 / phi - 1) * jnp.log(x) - jax.scipy.special.gammaln(1 / phi) - jnp.log(phi) / phi
+
+
+def _gamma_normalizer(theta):
+    return -jnp.log(-theta)
+
+
+def _gamma_parameter(eta):
+    return -jnp.exp(-eta)
+
+
+@pytest.mark.float64
+def test_a_base_measure_that_depends_on_phi_is_not_known_from_moments():
+    """Their statistic is K at phi = 1: L-hat used to be nats off at another, above the ELBO that it bounds."""
+    own = CustomFamily(_gamma_normalizer, _gamma_measure, _gamma_parameter, Support(0.0, open_lower=True))
+    x = np.random.default_rng(0).gamma(2.0, 1.0, (40, 4))
+    for phi in (1.0, 0.5, np.array([1.0, 0.5, 1.0, 1.0])):
+        ours, theirs = (fit(x, family, 2, dispersion=phi, expand_at="null") for family in (own, Gamma()))
+        profile = elbo_profile(ours, moments(x, family=own), expand_at="null")
+        for value in (ours.elbo_taylor, profile):
+            known = np.all(phi == 1)
+            np.testing.assert_allclose(value, theirs.elbo_taylor if known else np.nan, rtol=1e-10)
+        np.testing.assert_allclose(ours.loadings, theirs.loadings, atol=1e-10)
+        q = posterior(theirs, x)
+        for f in (elbo_exact, partial(elbo_quadratic, expand_at="null")):
+            np.testing.assert_allclose(f(ours, x, q), f(theirs, x, q), rtol=1e-6)
+    assert "nan" in str(diagnose(x, own, 2, dispersion=0.5))
+    np.testing.assert_allclose(refine(ours, x).elbo, refine(theirs, x).elbo, atol=1e-6)
+    plain = CustomFamily(jnp.exp, limits=Support(0.0))
+    assert np.isfinite(fit(np.ones((3, 2)), plain, 1, dispersion=0.5).elbo_taylor)

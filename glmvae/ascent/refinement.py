@@ -140,6 +140,8 @@ def _dispersion(optimum: Any, model: AffineModel, asked: Any) -> tuple[Objective
         objective, free = model.with_dispersion(phi).objective, False
     if not np.all(np.asarray(objective.dispersion) > 0):
         raise ValueError("optimum: its dispersion is 0 (the data fill too few dimensions); give `dispersion=` a value")
+    if free and np.ndim(objective.dispersion):  # what is estimated is one for all columns
+        objective = model.with_dispersion(np.mean(np.asarray(objective.dispersion))).objective
     return objective, free
 
 

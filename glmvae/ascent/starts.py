@@ -183,11 +183,12 @@ def closed_form_start(problem: Problem, at: Affine, objective: Objective, kind: 
     scale = np.where(usable, 1 / np.sqrt(np.where(usable, weights, 1.0)), 0.0)
     with np.errstate(over="ignore", invalid="ignore"):  # columns out of range take no part
         spread = (gram - np.outer(mean, mean)) * scale[:, None] * scale
+        shift = mean * scale**2
     dtype = at.intercept.dtype
     values, vectors = (np.asarray(a) for a in decompose(np.where(np.isfinite(spread), spread, 0.0).astype(dtype)))
     length = np.sqrt(np.maximum(values[:units] - float(objective.beta), 0.0))
     loadings = (vectors[:, :units] * scale[:, None] * length).astype(dtype)
-    shift = np.where(usable, mean * scale**2, 0.0).astype(dtype)
+    shift = np.where(usable & np.isfinite(shift), shift, 0.0).astype(dtype)
     return Affine(loadings, np.asarray(at.intercept) + shift, at.coefficients)
 
 

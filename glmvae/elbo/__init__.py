@@ -252,21 +252,21 @@ def _profile(model: AffineModel, data: Moments, family: Family, eta0: Array) -> 
     per_x = scale * quadratic.slope  # whitened response = per_x * x + ...
     loadings = model.loadings * scale[:, None]
     residual = scale * (quadratic.response - model.intercept)
-    of_loadings = loadings * per_x[:, None]
-    spread = of_loadings.T @ data.covariance @ of_loadings
-    total = jnp.sum(per_x**2 * jnp.diagonal(data.covariance))
+    spread = per_x[:, None] * data.covariance * per_x[None]
     if data.covariates is not None and model.coefficients is not None:
         effect = model.coefficients * scale[None]
         residual = residual - data.covariates.mean @ effect
-        crossed = (effect @ loadings).T @ (data.covariates.cross @ of_loadings)
-        spread = spread - crossed - crossed.T + (effect @ loadings).T @ data.covariates.covariance @ (effect @ loadings)
-        explained = data.covariates.covariance @ effect - 2 * data.covariates.cross * per_x[None]
-        total = total + jnp.sum(effect * explained)
-    # (I + W~ W~' / beta)^-1 = I - W~ (beta I + W~' W~)^-1 W~'
+        crossed = (data.covariates.cross * per_x[None]).T @ effect
+        spread = spread - crossed - crossed.T + effect.T @ data.covariates.covariance @ effect
+    spread = spread + residual[:, None] * residual[None]
+    # A = (I + W~ W~' / beta)^-1 = I - W~ M W~' / beta = A A' + W~ M (W~ M)' / beta, M = (I + W~' W~ / beta)^-1: of the
+    # last, which has no difference, the trace of A S is taken, so that an eigenvalue of 10^8 leaves one of 1 its digits
     inner = jnp.eye(loadings.shape[1], dtype=loadings.dtype) + loadings.T @ loadings / beta
     inverse, log_det = symmetric_inverse(inner[None])
-    projected = loadings.T @ residual
-    trace = total + jnp.sum(residual**2) - jnp.sum(inverse[0] * (spread + jnp.outer(projected, projected))) / beta
+    carried = loadings @ inverse[0]
+    rest = jnp.eye(loadings.shape[0], dtype=loadings.dtype) - carried @ loadings.T / beta
+    left = spread - carried @ (loadings.T @ spread) / beta
+    trace = jnp.sum(left * rest) + jnp.sum((spread @ carried) * carried) / beta
     return jnp.sum(quadratic.constant) - 0.5 * (trace + beta * log_det[0])
 
 

@@ -116,6 +116,10 @@ class Family:
         """K(x, phi) from (the mean of) ``base_statistic``."""
         return statistic
 
+    def statistic_at(self, statistic: Array, dispersion: ArrayLike) -> Array:
+        """The base statistic where K(x, phi) follows from it at this dispersion, else NaN."""
+        return statistic
+
     def log_base_measure(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
         """K(x, phi)."""
         return self.log_base_measure_from(self.base_statistic(x), dispersion)

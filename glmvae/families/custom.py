@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -16,6 +18,14 @@ from glmvae.families.trees import hashable
 REAL_LINE = Support()
 
 Bounds = Callable[..., tuple[Array, Array]]
+
+
+@functools.cache
+def _takes_dispersion(base_measure: Callable[[Array, ArrayLike], Array]) -> bool:
+    """Whether K(x, phi) depends on phi."""
+    program = jax.make_jaxpr(base_measure)(jnp.ones((1, 1)), jnp.ones(())).jaxpr
+    phi = program.invars[1]
+    return any(phi is entering for equation in program.eqns for entering in equation.invars) or phi in program.outvars
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -41,7 +51,11 @@ class CustomFamily(Family):
         ValueError: limits between which there is nothing.
 
     The functions are part of the pytree's structure: keep them at module level, since a new lambda is a new
-    family to ``jit``. ``Moments`` carry K at phi = 1.
+    family to ``jit``.
+
+    ``Moments`` carry K at phi = 1. Where K depends on phi, what is computed from them alone (L-hat of ``fit``,
+    ``elbo_profile``, the values of ``diagnose``) is NaN at another dispersion. Optimum, spectrum and activities do not
+    need K, and ELBOs of rows have them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,6 +126,11 @@ class CustomFamily(Family):
 
     def base_statistic(self, x: Array) -> Array:
         return self.log_base_measure(x)
+
+    def statistic_at(self, statistic: Array, dispersion: ArrayLike) -> Array:
+        if self.base_measure is None or not _takes_dispersion(self.base_measure):
+            return statistic
+        return jnp.where(jnp.asarray(dispersion) == 1, statistic, jnp.nan)
 
     def log_base_measure(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
         return jnp.zeros_like(x) if self.base_measure is None else self.base_measure(x, dispersion)
