@@ -203,6 +203,16 @@ def test_a_free_dispersion_starts_from_one_a_column_too():
 
 
 @f64
+@pytest.mark.parametrize("family", [Gaussian(), Gamma()])
+def test_of_data_without_noise_no_dispersion_is_estimated(family):
+    """The one of the start used to come back, converged; the ELBO has no upper bound."""
+    start = fit(np.full((40, 4), 3.0), family, 1, dispersion=0.5, expand_at="null")
+    assert float(refine(start, np.full((40, 4), 3.0)).dispersion) == 0.5  # the control: given, there is an optimum
+    with pytest.raises(ValueError, match="dispersion: nothing of x is left"):
+        refine(start, np.full((40, 4), 3.0), dispersion="estimate")
+
+
+@f64
 def test_without_latent_units_the_dispersion_is_that_of_maximum_likelihood():
     c = case("gamma")
     for held in (0.05, 1.0, 30.0):

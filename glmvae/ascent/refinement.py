@@ -72,9 +72,9 @@ def refine(
 
     Raises:
         ValueError: an unknown method; shapes that do not fit; values that are not finite or out of the support; a
-            column without any entry; tolerance or max_rounds not positive; a start of dispersion 0. TypeError: a
-            family the bound is not for; moments in place of rows; arguments of another type. ImportError:
-            ``progress`` without tqdm.
+            column without any entry; tolerance or max_rounds not positive; a start of dispersion 0, or data that leave
+            no noise to estimate one from. TypeError: a family the bound is not for; moments in place of rows; arguments
+            of another type. ImportError: ``progress`` without tqdm.
 
     Exactness: every entry of ``history`` is at least the one before. ``"entry"`` maximises a lower bound of the exact
     ELBO; ``"exact"`` reaches a stationary point of the exact ELBO to within the tolerance, not proven global. A warning
@@ -203,6 +203,11 @@ def _refined(
         if not (wake(climb) or pruned):
             break
     state = climb.state
+    if state.step.dispersion is not None and not float(state.step.dispersion) > 0:
+        raise ValueError(
+            "dispersion: nothing of x is left to estimate it from, the ELBO grows without bound as it goes to 0; give "
+            "`dispersion=` a value"
+        )
     _tell_if_stuck(climb)
     final, posterior, strength = principal_axes(state, store)
     value = jnp.asarray(state.elbo, decoder.loadings.dtype)
