@@ -33,7 +33,8 @@ class RefinedOptimum(NamedTuple):
             W' diag(w) W with w the weights averaged over the rows, (kappa,). A unit is active where they exceed beta.
         elbo: the exact beta-ELBO, nats per row, mean over the data; None from moments alone.
         lower_bound: a certified lower bound of it, nats per row; None where the objective is no bound.
-        posterior: of the rows; None from ``tighten``.
+        posterior: of the rows, those of weight 0 as far as the rounds for the others took them (``best_posterior``
+            takes them to the end); None from ``tighten``.
         history: the objective at the start and after every round, (rounds + 1,).
         converged: whether what is left to gain fell below the tolerance.
         dispersion_estimated: whether phi was part of what was maximised.
