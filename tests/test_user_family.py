@@ -333,5 +333,10 @@ def test_a_base_measure_that_depends_on_phi_is_not_known_from_moments():
             np.testing.assert_allclose(f(ours, x, q), f(theirs, x, q), rtol=1e-6)
     assert "nan" in str(diagnose(x, own, 2, dispersion=0.5))
     np.testing.assert_allclose(refine(ours, x).elbo, refine(theirs, x).elbo, atol=1e-6)
+    both, beside = (Mixed([(family, [0, 1]), (Poisson(), [2, 3])]) for family in (own, Gamma()))
+    counts = np.round(x)
+    for family, known in ((both, False), (beside, True)):
+        value = fit(np.c_[x[:, :2], counts[:, 2:]], family, 2, dispersion=[0.5, 1.0, 1.0, 1.0]).elbo_taylor
+        assert np.isfinite(value) == known
     plain = CustomFamily(jnp.exp, limits=Support(0.0))
     assert np.isfinite(fit(np.ones((3, 2)), plain, 1, dispersion=0.5).elbo_taylor)

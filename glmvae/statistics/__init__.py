@@ -223,8 +223,7 @@ def statistic_of(data: Moments, family: Family, phi: Any) -> Array:
     """The base statistic of every column, (d,): 0 where none was kept, NaN where it does not determine K(x, phi)."""
     if data.base_statistic is None:
         return jax.numpy.zeros_like(data.mean)
-    found: Array = family.by_member(lambda member, *parts: member.statistic_at(*parts), data.base_statistic, phi)
-    return found
+    return family.statistic_at(data.base_statistic, phi)
 
 
 def as_moments(x: Any, family: Family, name: str = "x") -> Moments:
