@@ -281,11 +281,7 @@ def as_model(value: Any, name: str = "model") -> AffineModel:
 
 
 def require_density(model: AffineModel, name: str = "model") -> AffineModel:
-    """The model. That of a Gaussian optimum of as many units as the data have directions has a dispersion of 0.
-
-    Raises:
-        ValueError: it has.
-    """
+    """The model; ValueError for a dispersion of 0, that of a Gaussian optimum of as many units as directions."""
     if _checks.concrete(model.dispersion) and np.any(np.asarray(model.dispersion) == 0):
         raise ValueError(
             f"{name}: its dispersion is 0, since {model.decoder.latent_dim} latent units reproduce the data without "

@@ -12,33 +12,9 @@ import numpy as np
 import pytest
 
 import glmvae
-from glmvae import (
-    Affine,
-    AffineModel,
-    Rows,
-    affine_posterior,
-    best_posterior,
-    bracket,
-    elbo_exact,
-    elbo_monte_carlo,
-    elbo_profile,
-    elbo_quadratic,
-    elbo_taylor,
-    fit,
-    log_likelihood,
-    moments,
-    monitor,
-    nets,
-    optimal_posterior,
-    posterior,
-    refine,
-    tighten,
-    training,
-    varimax,
-)
+from glmvae import Affine, AffineModel, Rows, datasets, fit, moments, monitor, nets, posterior, training
 from glmvae.families import Bernoulli, Gaussian
 from glmvae.initializers import mle_b
-from glmvae.statistics import merge
 
 pytestmark = pytest.mark.any_precision
 ROUNDED = "TF32_TF32_F32"
@@ -49,9 +25,9 @@ BINARY = Bernoulli()
 @functools.cache
 def data():
     rng = np.random.default_rng(0)
-    x = (rng.random((N, D)) < 0.4).astype(np.float32)
-    covariates, offset = rng.standard_normal((N, 2)), 0.1 * rng.standard_normal((N, D))
-    return x, Rows(x, covariates=covariates.astype(np.float32), offset=offset.astype(np.float32))
+    covariates, offset = np.float32(rng.normal(size=(N, 2))), np.float32(0.1 * rng.normal(size=(N, D)))
+    x = np.float32(rng.random((N, D)) < 0.4)
+    return x, Rows(x, covariates=covariates, offset=offset)
 
 
 @functools.cache
@@ -80,21 +56,21 @@ def net():
 def of_any_decoder():
     x, q, objective = data()[0], posterior(optimum(), data()[0]), optimum().model.objective
     return [
-        elbo_taylor(bent, x, q, objective),
-        optimal_posterior(bent, x, objective, z0=q.mean),
-        elbo_monte_carlo(jax.random.key(0), bent, x, q, objective, num_samples=2),
-        log_likelihood(jax.random.key(0), optimum(), x, num_samples=2),
+        glmvae.elbo_taylor(bent, x, q, objective),
+        glmvae.optimal_posterior(bent, x, objective, z0=q.mean),
+        glmvae.elbo_monte_carlo(jax.random.key(0), bent, x, q, objective, num_samples=2),
+        glmvae.log_likelihood(jax.random.key(0), optimum(), x, num_samples=2),
     ]
 
 
 def tightened():
     rows = Rows(data()[0], covariates=data()[1].covariates)
-    return tighten(fit(rows, BINARY, UNITS), moments(rows, family=BINARY))
+    return glmvae.tighten(fit(rows, BINARY, UNITS), moments(rows, family=BINARY))
 
 
 def from_rows():
-    refined = refine(with_covariates(), data()[1], max_rounds=2)
-    return [refined, best_posterior(refined, data()[1]), varimax(refined)]
+    refined = glmvae.refine(with_covariates(), data()[1], max_rounds=2)
+    return [refined, glmvae.best_posterior(refined, data()[1]), glmvae.varimax(refined)]
 
 
 def under_transformations():
@@ -104,23 +80,28 @@ def under_transformations():
     return [
         jax.grad(lambda beta: fit(x, BINARY, UNITS, beta=beta).elbo_taylor)(1.0),
         jax.grad(lambda x: fit(Rows(x, covariates=data()[1].covariates[:12]), Gaussian(), UNITS).elbo_taylor)(x),
-        jax.grad(lambda w: jnp.mean(elbo_exact(model_of(w), x, q)))(loadings),
-        jax.jit(lambda w: best_posterior(model_of(w), x).mean)(loadings),
+        jax.grad(lambda w: jnp.mean(glmvae.elbo_exact(model_of(w), x, q)))(loadings),
+        jax.jit(lambda w: glmvae.best_posterior(model_of(w), x).mean)(loadings),
     ]
 
 
 CALLS = {
-    "moments": lambda: [moments(data()[1], family=BINARY), merge(moments(data()[0]), moments(data()[0]))],
+    "moments": lambda: [moments(data()[1], family=BINARY), glmvae.merge(moments(data()[0]), moments(data()[0]))],
     "closed form": lambda: [fit(data()[1], BINARY, UNITS), fit(data()[0], BINARY, UNITS, expand_at="null")],
     "tighten": tightened,
-    "posteriors": lambda: [posterior(with_covariates(), data()[1]), affine_posterior(optimum().model, data()[0])],
-    "elbos": lambda: [
-        f(optimum(), data()[0], posterior(optimum(), data()[0])) for f in (elbo_exact, elbo_quadratic, bracket)
+    "posteriors": lambda: [
+        posterior(with_covariates(), data()[1]),
+        glmvae.affine_posterior(optimum().model, data()[0]),
     ],
-    "profile": lambda: elbo_profile(with_covariates().model, moments(data()[1], family=BINARY)),
+    "elbos": lambda: [
+        f(optimum(), data()[0], posterior(optimum(), data()[0]))
+        for f in (glmvae.elbo_exact, glmvae.elbo_quadratic, glmvae.bracket)
+    ],
+    "profile": lambda: glmvae.elbo_profile(with_covariates().model, moments(data()[1], family=BINARY)),
     "diagnose": lambda: glmvae.diagnose(data()[0], BINARY, UNITS),
     "select": lambda: glmvae.select(data()[0], BINARY, (1, 2), folds=2),
-    "decode": lambda: [optimum().model.decoder(np.zeros((2, UNITS), np.float32)), net().intercept],
+    "decode": lambda: optimum().model.decoder(np.zeros((2, UNITS), np.float32)),
+    "draw": lambda: datasets.synthetic(jax.random.key(0), 20, num_columns=40).train,
     "any decoder": of_any_decoder,
     "from rows": from_rows,
     "net": lambda: [monitor.evaluate(jax.random.key(0), net(), data()[0]), monitor.reference(optimum(), data()[0])],

@@ -85,26 +85,26 @@ def plain(results: list[Result]) -> str:
 
 
 def readme(results: list[Result]) -> str:
-    """The three lines of README.md, where all data sets of section 4.1 and both families of 4.2 are there."""
+    """The lines of README.md under "Measured"."""
     counts = []
     for family, decoder in (("Gaussian", "affine"), ("Bernoulli", "relu"), ("Bernoulli", "affine")):
         runs = sorted(measures.pick(results, section="activities", family=family, decoder=decoder), key=_beta)
         both = [f"{measures.count(r['predicted']['closed'])} → {measures.active(r)}" for r in runs]
         counts.append(f"{family}, {figures.TITLES[decoder]}: {', '.join(both)}")
-    near, there = (
+    near, at_optimum = (
         [measures.steps_to(*pair) for pair in claims.paired(results, "start", (start, "he"), decoder="affine")]
         for start in ("mle-b", "tightened")
     )
     least, most = (tables.steps(of(near, default=math.inf)) for of in (min, max))
-    whole, there_are = len(all_setups()), len(results)
-    so_far = "" if there_are == whole else f" after {there_are} of {whole} runs"
+    done, whole = len(results), len(all_setups())
+    so_far = "" if done == whole else f" after {done} of {whole} runs"
     verdicts = [claim.holds is True for claim in claims.all_claims(results) if claim.paper]
     return (
         f"- **Units** of {UNITS} that stay active on MNIST over growing beta, predicted at zero → trained. "
         f"{'. '.join(counts)}.\n"
         f"- **Batches** until an affine decoder is where {START_STEPS['he']} of them lead from He's start: from the "
         f"paper's start {least} to {most}, from the tightened optimum 0 in "
-        f"{there.count(0)} of {len(there)} setups.\n"
+        f"{at_optimum.count(0)} of {len(at_optimum)} setups.\n"
         f"- **Claims** of the paper that hold as they stand: {sum(verdicts)} of {len(verdicts)}{so_far}, each with its "
         "numbers [on its page](notebooks/reproduction.md)."
     )

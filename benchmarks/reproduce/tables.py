@@ -93,20 +93,20 @@ def activities(results: list[Result]) -> str:
 
 
 def annealing(results: list[Result]) -> str:
-    """Final count of active units and final ELBO, annealed and not."""
-    head = ["data", "kappa", "decoder", "constant", "annealed", "constant", "annealed", "still"]
+    """Final count of active units and final ELBO, on train and on test, annealed and not."""
+    head = ["data", "kappa", "decoder", *3 * ["constant", "annealed"], "still"]
     lines = []
     for data in ANNEALED_DATA:
         for decoder in DECODERS:
             pair = (_start(results, data, ANNEALED_KAPPA, decoder, "he"), annealed(results, data, decoder))
             line = [data, str(ANNEALED_KAPPA), decoder]
             line += ["" if r is None else str(measures.active(r)) for r in pair]
-            line += [_end(r) for r in pair]
+            line += [_end(r, on) for on in ("train", "test") for r in pair]
             line.append(
                 "" if None in pair else "yes" if all(r is not None and measures.still(r) for r in pair) else "no"
             )
             lines.append(line)
-    return aligned(head, lines, left=3, split=5, banner=("active", "train ELBO"))
+    return aligned(head, lines, left=3, split=5, banner=("active", "ELBO at the end: train, then test"))
 
 
 def annealed(results: list[Result], data: str, decoder: str) -> Result | None:

@@ -78,9 +78,8 @@ def entry_pass(rows: Rows, old: RowPosteriors, *args: Any) -> tuple[Sums, RowPos
 
 
 def exact_steps(rows: Rows, old: RowPosteriors, *args: Any) -> tuple[None, Posterior]:
-    """Steps of the q alone, under the exact ELBO, from posteriors that the rows may share; whatever a row weighs."""
+    """Steps of the q alone, under the exact ELBO, from posteriors that the rows may share."""
     n = rows.x.shape[0]
-    rows = rows.replace(weight=jnp.ones_like(rows.weight))  # padding repeats a row, and is done when that is
     old = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape[1:])), old)
     q = steps_of(exact_terms, rows, old, *args)[0].q
     return None, Posterior(q.mean, unpacked(q.covariance, q.mean.shape[1]))

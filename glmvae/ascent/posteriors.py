@@ -77,7 +77,8 @@ def steps_of(
 ) -> tuple[_Known, Array]:
     """Steps of every q from the changed ``old``, and the sums of the bound by column before the first.
 
-    So many steps, or until no row gains more than ``tolerance``, nor would with a full step.
+    So many steps, or until no row, whatever it weighs, gains more than ``tolerance``, nor would with a full step.
+    Padding repeats a row, and is done when that is.
     """
     start = _changed(old, change, rows)
     fixed = fixed_predictor(decoder, rows)
@@ -106,7 +107,6 @@ def steps_of(
         elbo = jnp.sum(value, axis=1) - objective.beta * _kl(q)
         elbo = jnp.where(jnp.isnan(elbo), -jnp.inf, elbo)
         better, caution, gain = _judged(elbo, known, first, alone)
-        gain = jnp.where(rows.weight > 0, gain, 0.0)
         known = _pick(better, _Known(q, value, gradient, weight, elbo, known.gain), known)
         taken = alone[:, None] == np.array([[True, False]])
         second = jnp.where(first, q.second, alone)

@@ -19,6 +19,7 @@ import numpy as np
 
 from glmvae import _settings
 from glmvae._optional import optional
+from glmvae._precision import in_full
 from glmvae.datasets.files import data_folder, fetch
 from glmvae.families import Bernoulli, Binomial, Family
 
@@ -98,7 +99,7 @@ def synthetic(key: jax.Array, num_rows: int = 10_000, *, num_columns: int = 200,
     loadings = np.zeros((num_columns, 2), np.float32)
     loadings[:20, 0] = 1
     loadings[20:40, 1] = 1
-    eta = jnp.float32(strength) * jnp.matmul(scores, loadings.T, precision="highest")
+    eta = jnp.float32(strength) * in_full(jnp.matmul)(scores, loadings.T)
     x = np.array(jax.random.bernoulli(sample_key, jax.nn.sigmoid(eta)), np.float32)
     num_train = num_rows * 67 // 100
     return Dataset("synthetic", x[:num_train], x[num_train:], Bernoulli())

@@ -259,8 +259,8 @@ def _profile(model: AffineModel, data: Moments, family: Family, eta0: Array) -> 
         crossed = (data.covariates.cross * per_x[None]).T @ effect
         spread = spread - crossed - crossed.T + effect.T @ data.covariates.covariance @ effect
     spread = spread + residual[:, None] * residual[None]
-    # A = (I + W~ W~' / beta)^-1 = I - W~ M W~' / beta = A A' + W~ M (W~ M)' / beta, M = (I + W~' W~ / beta)^-1: of the
-    # last, which has no difference, the trace of A S is taken, so that an eigenvalue of 10^8 leaves one of 1 its digits
+    # tr(A S) with A = (I + W~ W~' / beta)^-1 = I - W~ M W~' / beta, M = (I + W~' W~ / beta)^-1, by way of
+    # A = A A' + W~ M (W~ M)' / beta: no difference of large numbers, an eigenvalue of 10^8 leaves one of 1 its digits
     inner = jnp.eye(loadings.shape[1], dtype=loadings.dtype) + loadings.T @ loadings / beta
     inverse, log_det = symmetric_inverse(inner[None])
     carried = loadings @ inverse[0]

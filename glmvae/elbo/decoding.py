@@ -57,6 +57,7 @@ def _is_argument(decoder: Decoder) -> bool:
 
 @in_full
 def _tried(decoder: Decoder, z: Array) -> Array:
+    """eta of one latent vector."""
     return decoder(z)
 
 

@@ -42,6 +42,8 @@ class Family:
     fixed_dispersion: ClassVar[float | None] = 1.0
     #: theta = rho eta, so that the curvature of log p in eta does not depend on x.
     curvature_is_constant: ClassVar[bool] = True
+    #: K(x, phi) follows from ``base_statistic`` at every phi, else at phi = 1 alone.
+    statistic_is_enough: ClassVar[bool] = True
     #: log p is quadratic in eta: every expansion is exact.
     is_quadratic: ClassVar[bool] = False
     #: ``dispersion_from`` is there.
@@ -114,10 +116,6 @@ class Family:
 
     def log_base_measure_from(self, statistic: Array, dispersion: ArrayLike = 1.0) -> Array:
         """K(x, phi) from (the mean of) ``base_statistic``."""
-        return statistic
-
-    def statistic_at(self, statistic: Array, dispersion: ArrayLike) -> Array:
-        """The base statistic where K(x, phi) follows from it at this dispersion, else NaN."""
         return statistic
 
     def log_base_measure(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
@@ -214,9 +212,7 @@ class Family:
     def remainder(
         self, eta: ArrayLike, eta0: ArrayLike, x: ArrayLike | None = None, dispersion: ArrayLike = 1.0
     ) -> tuple[Array, Array]:
-        """(lower, upper) of log p(x | eta) less its quadratic at eta0, floating point included.
-
-        x is needed where ``remainder_depends_on_x``.
+        """(lower, upper) of log p(x | eta) less its quadratic at eta0, floating point included; x if it depends on it.
 
         Raises:
             TypeError: a family that knows none.

@@ -16,6 +16,13 @@ _NODES, _WINDOW = 64, 8.8
 _HALVINGS = 75
 
 
+def reads(f: Callable[..., Array], position: int, *arguments: Any) -> bool:
+    """Whether f(*arguments) depends on the argument at that position, whatever the values; shapes do for arrays."""
+    program = jax.make_jaxpr(f)(*arguments).jaxpr
+    entering = program.invars[position]
+    return any(entering is used for used in [*program.outvars, *(v for eqn in program.eqns for v in eqn.invars)])
+
+
 def derivative(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """f' of a function that works entry by entry."""
     return lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from glmvae.families.base import Family
+from glmvae.families.calculus import reads
 from glmvae.families.support import Support, check_support
 from glmvae.families.trees import hashable
 
 REAL_LINE = Support()
 
 Bounds = Callable[..., tuple[Array, Array]]
-
-
-@functools.cache
-def _takes_dispersion(base_measure: Callable[[Array, ArrayLike], Array]) -> bool:
-    """Whether K(x, phi) depends on phi."""
-    program = jax.make_jaxpr(base_measure)(jnp.ones((1, 1)), jnp.ones(())).jaxpr
-    phi = program.invars[1]
-    return any(phi is entering for equation in program.eqns for entering in equation.invars) or phi in program.outvars
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -127,10 +118,9 @@ class CustomFamily(Family):
     def base_statistic(self, x: Array) -> Array:
         return self.log_base_measure(x)
 
-    def statistic_at(self, statistic: Array, dispersion: ArrayLike) -> Array:
-        if self.base_measure is None or not _takes_dispersion(self.base_measure):
-            return statistic
-        return jnp.where(jnp.asarray(dispersion) == 1, statistic, jnp.nan)
+    @property
+    def statistic_is_enough(self) -> bool:  # type: ignore[override]
+        return self.base_measure is None or not reads(self.base_measure, 1, jnp.ones((1, 1)), jnp.ones(()))
 
     def log_base_measure(self, x: Array, dispersion: ArrayLike = 1.0) -> Array:
         return jnp.zeros_like(x) if self.base_measure is None else self.base_measure(x, dispersion)

@@ -211,9 +211,6 @@ class Mixed(Family):
     def base_statistic(self, x: Array) -> Array:
         return self.each("base_statistic", x)
 
-    def statistic_at(self, statistic: Array, dispersion: ArrayLike) -> Array:
-        return self.each("statistic_at", statistic, dispersion)
-
     def log_base_measure_from(self, statistic: Array, dispersion: ArrayLike = 1.0) -> Array:
         return self.each("log_base_measure_from", statistic, dispersion)
 

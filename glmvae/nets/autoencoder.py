@@ -18,7 +18,6 @@ from jaxtyping import Float
 
 from glmvae import _checks, _settings
 from glmvae._lost_digits import warn_of_lost_digits
-from glmvae._precision import in_full
 from glmvae.blocks import as_dtype, per_row
 from glmvae.families import Family
 from glmvae.model import Affine, AffineModel, Objective
@@ -155,11 +154,12 @@ class VAE(nnx.Module):
         return self.output_layer.kernel[...].T
 
     @property
-    @in_full
     def intercept(self) -> Float[Array, " d"]:
         """b of an affine decoder."""
         self._require_affine("intercept")
-        return self.output_layer(jnp.zeros(self.latent_dim, self.output_layer.kernel.dtype))
+        bias = self.output_layer.bias
+        assert bias is not None
+        return bias[...]
 
     @property
     def model(self) -> AffineModel:

@@ -16,6 +16,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
@@ -219,11 +220,16 @@ def _merged(a: Moments, b: Moments) -> Moments:
 # Arguments ------------------------------------------------------------------------------------------------
 
 
-def statistic_of(data: Moments, family: Family, phi: Any) -> Array:
+def statistic_of(data: Moments, family: Family, phi: Array) -> Array:
     """The base statistic of every column, (d,): 0 where none was kept, NaN where it does not determine K(x, phi)."""
     if data.base_statistic is None:
-        return jax.numpy.zeros_like(data.mean)
-    return family.statistic_at(data.base_statistic, phi)
+        return jnp.zeros_like(data.mean)
+
+    def of(member: Family, statistic: Array, phi: Array) -> Array:
+        return statistic if member.statistic_is_enough else jnp.where(phi == 1, statistic, jnp.nan)
+
+    found: Array = family.by_member(of, data.base_statistic, phi)
+    return found
 
 
 def as_moments(x: Any, family: Family, name: str = "x") -> Moments:

@@ -12,6 +12,7 @@ from jax import Array
 
 from glmvae.entries import all_inside
 from glmvae.families import Family, Support
+from glmvae.families.calculus import reads
 from glmvae.rows import Rows, entered
 from glmvae.statistics.centring import Centred, centred_moments, divisor, merged
 from glmvae.statistics.host_moments import Sums, add, finished, sums_on_host
@@ -184,8 +185,7 @@ def fixed_statistic(family: Family | None, columns: int, dtype: Any) -> np.ndarr
     """The base statistic (d,) of a family for which it is the same for every x; None for others, and without one."""
     if family is None or family.needs_trials:
         return None
-    program = jax.make_jaxpr(family.base_statistic)(jax.ShapeDtypeStruct((1, columns), dtype)).jaxpr
-    if any(program.invars[0] in equation.invars for equation in program.eqns):
+    if reads(family.base_statistic, 0, jax.ShapeDtypeStruct((1, columns), dtype)):
         return None
     return np.asarray(_statistic(family, np.zeros((1, columns), dtype)))[0]
 
