@@ -146,7 +146,8 @@ class Reference(NamedTuple):
 
     Fields:
         elbo_taylor: L-hat at the optimum.
-        lower, upper: what Corollary 1 says of the optimum's exact ELBO; NaN for a family that knows no remainder.
+        lower, upper: of the optimum's exact ELBO, L-hat and what it leaves out, enclosed: Corollary 1 and what is
+            sharper (:func:`~glmvae.expected_remainder_bounds`); NaN for a family that knows no remainder.
         elbo_exact: that ELBO.
     """
 
@@ -157,7 +158,7 @@ class Reference(NamedTuple):
 
 
 def reference(optimum: AffineOptimum, x: Any) -> Reference:
-    """The L-hat line of an optimum on any data, the bracket of Corollary 1 around it, and the exact ELBO within.
+    """The L-hat line of an optimum on any data, the bracket of its remainder around it, and the exact ELBO within.
 
     Args:
         optimum: from :func:`~glmvae.optimum.fit`; its family, beta, dispersion and expansion point are used.

@@ -43,7 +43,7 @@ def require_tangent(family: Family) -> None:
     for column in range(family.columns or 1):
         member = family.of_column(column)
         if not (member.is_logistic or member.is_quadratic):
-            where = f"column {column} is " if family.columns else ""
+            where = f"column {column} is " if family.columns else "got "
             raise TypeError(
                 f"family: Jaakkola and Jordan's bound is for logistic and Gaussian columns, {where}{member!r}"
             )

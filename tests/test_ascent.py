@@ -289,6 +289,7 @@ def test_bad_arguments_are_named():
             (call(max_rounds=True), TypeError, "max_rounds: expected an integer"),
             (call(dispersion="guess"), ValueError, 'dispersion: expected "estimate", a positive number or None'),
             (call(dispersion="estimate"), ValueError, r"dispersion: Bernoulli\(\) does not leave one to estimate"),
+            (call(optimum=mixed, dispersion="estimate"), ValueError, "dispersion: Mixed.* has no joint estimate of"),
             (call(dispersion=-1.0), ValueError, "dispersion: expected a positive"),
             (call(optimum=None), TypeError, "optimum: expected an AffineModel or a result"),
             (call(optimum=c.start.loadings), TypeError, "optimum: expected an AffineModel or a result"),

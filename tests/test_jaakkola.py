@@ -56,7 +56,11 @@ def test_it_is_for_logistic_and_gaussian_columns():
     table = Mixed([(Bernoulli(), [0, 2]), (Poisson(), [1])])
     all_refused(
         [
-            (lambda: require_tangent(Poisson()), TypeError, r"family: .* logistic and Gaussian columns, Poisson\(\)"),
+            (
+                lambda: require_tangent(Poisson()),
+                TypeError,
+                r"family: .* logistic and Gaussian columns, got Poisson\(\)",
+            ),
             (lambda: require_tangent(table), TypeError, r"family: .*column 1 is Poisson\(\)"),
         ]
     )

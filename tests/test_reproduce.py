@@ -3,13 +3,14 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
 from benchmarks.reproduce import library, runner
 from benchmarks.reproduce.runner import Folders
 from benchmarks.reproduce.setups import all_setups, looks
-from glmvae import datasets
+from glmvae import datasets, monitor, posterior
 
 # Decides its own precision, float32.
 pytestmark = pytest.mark.any_precision
@@ -137,3 +138,18 @@ def test_the_list_has_a_line_a_setup(folders, capsys):
     with pytest.raises(SystemExit):
         command.main(["reproduce", "--only", "nothing-*"])
     assert not folders.checkpoints.exists()
+
+
+@pytest.mark.parametrize("family", ["Bernoulli", "Gaussian"])
+def test_the_error_of_corollary_1_is_the_fourth_moment_of_eta(family):
+    best, x = library.optima("synthetic", family, 2, 1.0), library.rows("synthetic")[1]
+    q = posterior(best.closed, x)
+    z = np.asarray(q.mean)[:, None, :] + np.random.default_rng(0).normal(size=(1, 20_000, 2)) @ np.linalg.cholesky(
+        np.asarray(q.covariance, float)
+    ).transpose(0, 2, 1)
+    eta = z @ np.asarray(best.closed.loadings).T + np.asarray(best.closed.intercept)
+    expected = 0.0 if family == "Gaussian" else np.mean(np.sum(eta**4, axis=-1)) / 192
+    error = library.corollary_1(best.closed, x)
+    assert error == pytest.approx(expected, rel=0.02)  # of the draws
+    at = monitor.reference(best.closed, x)
+    assert at.elbo_taylor - 1e-3 <= at.elbo_exact <= at.elbo_taylor + error + 1e-3

@@ -48,6 +48,13 @@ def test_the_figures_are_of_the_stored_results(stored):
     assert sorted(linked) == sorted(there)
 
 
+def test_runs_of_one_model_are_held_against_the_same_lines(stored):
+    lines = {}
+    for run in stored:
+        key = tuple(run["settings"][name] for name in ("data", "family", "latent_dim", "beta"))
+        assert lines.setdefault(key, run["lines"]) == run["lines"], run["settings"]
+
+
 def test_what_is_stored_is_whole_and_small(stored):
     files = list(RESULTS.glob("*.json"))
     assert len(files) == len(stored) > 0
@@ -68,7 +75,10 @@ def test_a_page_of_all_runs_says_all_claims_and_shows_all_figures(made_up):
     for number, claim in enumerate(found, 1):
         assert f"| {number} | {claim.title} | holds |" in text
         assert claim.measured.rstrip(".") in text
-    assert f"Of {len(found)} claims {len(found)} hold. {len(made_up)} of {len(made_up)} runs are done." in text
+    ours = sum(not claim.paper for claim in found)
+    paper = len(found) - ours
+    assert f"Of the paper's {paper} claims {paper} hold; of our own {ours} claims {ours} hold. " in text
+    assert f"{len(made_up)} of {len(made_up)} runs are done." in text
     assert text.count("![") == len(figures.plan(made_up)) == 13
     assert all(advice[0] in text and advice[1] not in text for advice in page.ADVICE.values())
     assert set(page.ADVICE) <= {claim.title for claim in found}
@@ -78,7 +88,7 @@ def test_a_page_of_all_runs_says_all_claims_and_shows_all_figures(made_up):
 
 def test_a_page_of_no_run_says_so():
     text = page.text([])
-    assert "14 are not measured yet. 0 of 96 runs are done." in text
+    assert "11 claims 11 are not measured yet; of our own 3 claims 3 are not measured yet. 0 of 96 runs" in text
     assert "![" not in text
     assert "hold" not in text.split("## Claim by claim")[0]
     assert not re.search(r"\b(nan|inf)\b", text)
@@ -87,7 +97,7 @@ def test_a_page_of_no_run_says_so():
 def test_a_claim_that_falls_turns_its_advice(made_up):
     other = changed(made_up, "annealing-frey-20-relu", units=9)
     text, advice = page.text(other), page.ADVICE["Annealing beta does not change the final count of active units"]
-    assert "13 hold, 1 does not hold" in text
+    assert "11 claims 10 hold, 1 does not hold; of our own 3 claims 3 hold." in text
     assert advice[1] in text
     assert advice[0] not in text
 

@@ -105,7 +105,7 @@ def training(results: list[Result], title: str, starts: tuple[str, ...]) -> Any:
         lines = results[0]["lines"][f"seen_{on}"]
         axis.axhline(lines["elbo_taylor"], color="black", linestyle="--", linewidth=1, label=f"L-hat for {on.title()}")
         band = {"color": "0.55", "alpha": 0.35, "linewidth": 0, "label": "Error from Corr. 1"}
-        axis.axhspan(lines["lower"], lines["upper"], **band)
+        axis.axhspan(lines["elbo_taylor"], lines["corollary_1"], **band)
         axis.set(ylim=(low, high), xlim=(-400, _LAST + 400), xticks=range(0, _LAST, 3_000))
         axis.set_title({"train": "Training", "test": "Test"}[on] if decoder == "relu" else "", fontsize=11)
         if on == "train":
@@ -127,7 +127,7 @@ def _limits(results: list[Result]) -> tuple[float, float]:
             elbo = measures.curve(result, f"{on}_elbo")
             values.append(np.nanmax(elbo))
             late.append(np.nanmin(elbo[len(elbo) // 2 :]))
-            values += [result["lines"][f"seen_{on}"][name] for name in ("elbo_taylor", "upper")]
+            values += [result["lines"][f"seen_{on}"][name] for name in ("elbo_taylor", "corollary_1")]
     top, bottom = max(values), min([*late, *values])
     span = max(top - bottom, 1e-3 * abs(top))
     return bottom - 0.6 * span, top + 0.1 * span

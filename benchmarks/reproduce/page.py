@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from benchmarks.reproduce import claims, figures, measures, tables
 from benchmarks.reproduce.claims import Claim
 from benchmarks.reproduce.library import CHUNK, SAMPLES, SEEN
 from benchmarks.reproduce.measures import Result
-from benchmarks.reproduce.setups import START_STEPS, UNITS, all_setups
+from benchmarks.reproduce.setups import ACTIVITY_STEPS, BETAS, DECODERS, START_STEPS, UNITS, all_setups
 
 SECTIONS = {
     "starts": "section 4.1: where training starts",
@@ -52,12 +53,12 @@ ADVICE = {
         "A latent space too large costs held-out nats on small data: choose kappa on rows that were held out.",
     ),
     "Analytic activities predict the trained: Bernoulli, relu": (
-        "Read the units that a beta leaves from `activity_path` before training, for ReLU decoders too.",
+        "For Bernoulli data and a ReLU decoder read the units that a beta leaves from `activity_path` before training.",
         "For a ReLU decoder take the units that `activity_path` gives as where to look, not as the count.",
     ),
     "Annealing beta does not change the final count of active units": (
         "Anneal beta for the early steps if you like; the last beta decides which units stay.",
-        "Annealing changed which units stayed in runs of this length: compare the ELBOs, not the counts.",
+        "Annealing changed which units stayed in runs of this length: compare the test ELBOs, not the counts.",
     ),
 }
 
@@ -87,9 +88,9 @@ def plain(results: list[Result]) -> str:
 def readme(results: list[Result]) -> str:
     """The lines of README.md under "Measured"."""
     counts = []
-    for family, decoder in (("Gaussian", "affine"), ("Bernoulli", "relu"), ("Bernoulli", "affine")):
+    for family, decoder in itertools.product(BETAS, DECODERS):
         runs = sorted(measures.pick(results, section="activities", family=family, decoder=decoder), key=_beta)
-        both = [f"{measures.count(r['predicted']['closed'])} → {measures.active(r)}" for r in runs]
+        both = [f"{_beta(r):g}: {measures.count(r['predicted']['closed'])} → {measures.active(r)}" for r in runs]
         counts.append(f"{family}, {figures.TITLES[decoder]}: {', '.join(both)}")
     near, at_optimum = (
         [measures.steps_to(*pair) for pair in claims.paired(results, "start", (start, "he"), decoder="affine")]
@@ -100,7 +101,7 @@ def readme(results: list[Result]) -> str:
     so_far = "" if done == whole else f" after {done} of {whole} runs"
     verdicts = [claim.holds is True for claim in claims.all_claims(results) if claim.paper]
     return (
-        f"- **Units** of {UNITS} that stay active on MNIST over growing beta, predicted at zero → trained. "
+        f"- **Units** of {UNITS} that stay active on MNIST, beta: predicted at zero → trained. "
         f"{'. '.join(counts)}.\n"
         f"- **Batches** until an affine decoder is where {START_STEPS['he']} of them lead from He's start: from the "
         f"paper's start {least} to {most}, from the tightened optimum 0 in "
@@ -123,18 +124,24 @@ def write(results: list[Result], path: Path) -> Path:
 
 
 def _opening(results: list[Result], found: list[Claim], shown: dict[str, figures.Figure]) -> str:
-    counts = Counter(claim.word for claim in found)
-    verdicts = [f"{counts[word]} {_SAID[word][counts[word] > 1]}" for word in claims.WORDS if counts[word]]
     opening = (
         "# Do trained nets do what the closed form says?\n\n"
-        "*The paper's experiments of sections 4.1 and 4.2, run again at full length, with two starts that it does not "
-        "have.*\n\n"
-        f"Of {len(found)} claims {', '.join(verdicts)}. {len(results)} of {len(all_setups())} runs are done."
+        "*The paper's experiments of sections 4.1 and 4.2, run again at full length, with two starts and an annealed "
+        "beta that it does not have.*\n\n"
+        f"Of the paper's {_counted([claim for claim in found if claim.paper])}; of our own "
+        f"{_counted([claim for claim in found if not claim.paper])}. "
+        f"{len(results)} of {len(all_setups())} runs are done."
     )
     if not shown:
         return opening
     name, figure = next(iter(shown.items()))
     return f"{opening}\n\n{_figure(name, figure)}"
+
+
+def _counted(found: list[Claim]) -> str:
+    counts = Counter(claim.word for claim in found)
+    verdicts = [f"{counts[word]} {_SAID[word][counts[word] > 1]}" for word in claims.WORDS if counts[word]]
+    return f"{len(found)} claims {', '.join(verdicts)}"
 
 
 def _about(results: list[Result]) -> str:
@@ -190,13 +197,15 @@ def _tables(results: list[Result]) -> str:
 
 def _made(results: list[Result]) -> str:
     steps = ", ".join(f"{start} {count}" for start, count in START_STEPS.items())
+    betas = "; ".join(f"{family} {', '.join(f'{beta:g}' for beta in values)}" for family, values in BETAS.items())
     lines = [
         "## How it was run",
         "Nets, optimiser and batches are the paper's: Adam at 1e-4, batches of 100, hidden layers of 2000 and 1000 (an "
         f"affine decoder: 2000 and as many as columns). Steps of section 4.1 by start: {steps}; he and mle-b are the "
         "paper's Bench and MLE-B, the others start the whole net at the closed form and at the tightened optimum "
-        f"(`pass_through`). A curve is of at most {SEEN} rows of train and of test, evenly spaced; what a run ends "
-        "with is of all rows.",
+        f"(`pass_through`). Section 4.2: {ACTIVITY_STEPS} steps from he, at beta {betas}. Annealing: he's steps, beta "
+        "from 0 to 1 over the first half. One seed each. "
+        f"A curve is of at most {SEEN} rows of train and of test, evenly spaced; what a run ends with is of all rows.",
     ]
     rows = []
     for section, about in SECTIONS.items():

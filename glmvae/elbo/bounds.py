@@ -89,7 +89,8 @@ def expected_remainder_bounds(
         binomial at 0:   n / 192 E delta^4 [0, 1]
         binomial:        -F'''(theta0) E delta^3 / 6 + n E delta^4 / 24 [-1/24, 1/8]
 
-    and in closed form where E log p is: Poisson, Gamma and Exponential.
+    or, where that is sharper, from R2 at the mean and what the variance can add to it; in closed form where E log p is:
+    Poisson, Gamma and Exponential.
 
     Args:
         family, expand_at, x, dispersion: as in :func:`remainder_bounds`.

@@ -47,7 +47,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
             once.
         beta: weight of the KL divergence. As it goes to 0, Gaussian factors become those of ``PCA(whiten=True)``.
         method: ``"closed-form"``, :func:`~glmvae.fit` from moments; ``"tightened"``, :func:`~glmvae.tighten`, also
-            from moments, for binary and Gaussian columns; ``"exact"``, :func:`~glmvae.refine`, passes over the rows,
+            from moments, for logistic and Gaussian columns; ``"exact"``, :func:`~glmvae.refine`, passes over the rows,
             and takes NaN (or what is masked) as a missing entry, in ``fit`` and in whatever else takes rows.
         expand_at: as in :func:`~glmvae.fit`; of ``"exact"`` it is a start only.
         dispersion: as in :func:`~glmvae.fit`. Where only some columns leave theirs open a scalar is for these, and

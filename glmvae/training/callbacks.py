@@ -49,7 +49,7 @@ def early_stop(patience: int) -> Callback:
     """A callback that stops the run when the ELBO on test (else train) data has not risen for a while.
 
     ELBOs at different beta do not compare: while beta is annealed the run goes on, and of the evaluations only those
-    count that have the beta of the last one.
+    count that have the beta of the last one. A run without ``evaluate_every=`` has none on its way, and never stops.
 
     Args:
         patience: evaluations to wait for one that is better than all before.
