@@ -140,3 +140,9 @@ def test_an_offset_of_the_fit_is_wanted_again(method):
     assert vae.inverse_transform(z, offset=none).shape == x.shape
     without = AffineVAE(1, family="bernoulli", method=method, tolerance=1e-2).fit(x)  # the control
     assert without.transform(x).shape == (N, 1)
+
+
+def test_what_is_missing_of_whole_numbers_starts_at_their_mean():
+    rows = Rows(np.array([[1, 1], [0, 1], [1, 0]]), missing=np.array([[False, True], [False, False], [False, False]]))
+    assert filled(rows).x[0, 1] == 0.5
+    assert filled(rows.replace(x=rows.x.astype(bool))).x[0, 1] == 0.5

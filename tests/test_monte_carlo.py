@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from elbo_cases import ALL, float32_keeps, setting
 
-from glmvae import Affine, Objective, Posterior, elbo_exact, elbo_monte_carlo, elbo_quadratic
-from glmvae.families import Binomial
+from glmvae import (
+    Affine,
+    AffineModel,
+    Objective,
+    Posterior,
+    Rows,
+    elbo_exact,
+    elbo_monte_carlo,
+    elbo_quadratic,
+    log_likelihood,
+)
+from glmvae.families import Binomial, Poisson
 
 
 @pytest.mark.parametrize("name", float32_keeps(["binomial"], ALL))
@@ -65,3 +75,29 @@ def test_a_row_draws_the_same_beside_others(dtype):
     np.testing.assert_allclose(many[:8], few, rtol=1e-12)
     other, _ = elbo_monte_carlo(key, decoder, x[1:9], Posterior(q.mean[1:9], q.covariance), objective, num_samples=2)
     assert np.abs(many[1:9] - other).max() > 1.0
+
+
+@pytest.mark.any_precision
+def test_covariates_under_a_transformation_of_the_decoder_alone():
+    """Rows that are not traced take several draws at once, each with the covariates of its row."""
+    rng = np.random.default_rng(0)
+    rows = Rows(rng.poisson(1.0, (6, 3)).astype("float32"), covariates=rng.normal(size=(6, 1)).astype("float32"))
+    q = Posterior(jnp.zeros((6, 1)), jnp.full((1, 1, 1), 0.5))
+    model = AffineModel(Affine(jnp.full((3, 1), 0.4), jnp.zeros(3), jnp.ones((1, 3))), Poisson())
+
+    def elbo(loadings):
+        decoder = Affine(loadings, model.decoder.intercept, model.decoder.coefficients)
+        value, _ = elbo_monte_carlo(jax.random.key(0), decoder, rows, q, model.objective, num_samples=4)
+        return value.sum()
+
+    def likelihood(loadings):
+        other = AffineModel(Affine(loadings, model.decoder.intercept, model.decoder.coefficients), model.objective)
+        return log_likelihood(jax.random.key(0), other, rows, num_samples=4, posterior=q)[0].sum()
+
+    several = jnp.stack([model.loadings, 2 * model.loadings])
+    for f in (elbo, likelihood):
+        np.testing.assert_allclose(jax.vmap(f)(several), [f(w) for w in several], rtol=1e-5)
+    slope = jax.grad(elbo)(model.loadings)
+    np.testing.assert_allclose(slope, jax.jit(jax.grad(elbo))(model.loadings), rtol=1e-4)
+    up, down = (elbo(model.loadings.at[1, 0].add(h)) for h in (1e-2, -1e-2))
+    np.testing.assert_allclose(slope[1, 0], (up - down) / 2e-2, rtol=1e-2)

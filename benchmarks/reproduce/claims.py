@@ -95,7 +95,8 @@ def bound(results: list[Result]) -> Claim:
 
 def reasonable(results: list[Result]) -> Claim:
     """Above L-hat by how much, and whether within what Corollary 1 leaves open at the closed form; real data."""
-    parts, runs, within = [], [], 0
+    runs: list[Result] = []
+    parts, within = [], 0
     for data in DATA:
         if data == "synthetic":
             continue

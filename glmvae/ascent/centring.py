@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from glmvae import _checks
 from glmvae.model import Affine
 from glmvae.rows import Rows
 from glmvae.sources import RowsSource, Source
@@ -48,4 +49,4 @@ def _less(rows: Rows, centre: np.ndarray) -> Rows:
     if rows.covariates is None:
         return rows
     covariates = np.asarray(rows.covariates)
-    return rows.replace(covariates=(covariates - centre).astype(covariates.dtype))
+    return rows.replace(covariates=(covariates - centre).astype(_checks.compute_dtype(covariates.dtype)))

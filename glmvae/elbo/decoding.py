@@ -32,9 +32,12 @@ _ENTRIES = 3_400_000
 
 
 def decoded(decoder: Decoder, z: Array, rows: Rows) -> Array:
-    """eta of rows of latent vectors, (n, d), without the offset."""
+    """eta of latent vectors, those of all rows or of several draws of them one after the other, without the offset."""
     if isinstance(decoder, Affine):
-        return decoder(z, rows.covariates)
+        covariates = rows.covariates
+        if covariates is not None and covariates.shape[0] not in (1, z.shape[0]):
+            covariates = jnp.tile(covariates, (z.shape[0] // covariates.shape[0], 1))
+        return decoder(z, covariates)
     eta = jax.vmap(decoder)(z)
     _check_width(eta, 1, rows.num_columns)
     return eta.astype(z.dtype)

@@ -49,7 +49,7 @@ def filled(rows: Rows) -> Rows:
         of = np.sum(counted * trials, axis=0)
         refuse_empty(of, rows.column_names, "X")
         mean = np.sum(counted * np.where(rows.missing, 0.0, rows.x), axis=0) / of
-        fields |= {"x": np.where(rows.missing, (mean * trials).astype(rows.x.dtype), rows.x), "missing": None}
+        fields |= {"x": np.where(rows.missing, (mean * trials).astype(rows.dtype), rows.x), "missing": None}
     return named(rows.replace(**fields), rows.column_names)
 
 
