@@ -242,28 +242,24 @@ def test_rows_bring_what_the_family_and_the_decoder_need_and_no_more():
 
 
 @pytest.mark.any_precision
-@pytest.mark.parametrize("field", ["x", "trials", "offset", "covariates", "weight"])
-def test_a_field_of_zeros_and_ones_is_the_same_in_any_dtype(field):
+def test_fields_of_zeros_and_ones_are_the_same_in_any_dtype():
     """Integers, booleans and half precision hold them exactly, and nothing may be cast back to these on the way."""
     rng = np.random.default_rng(0)
     shapes = {"x": (60, 3), "offset": (60, 3), "covariates": (60, 1), "weight": (60,)}
-    given = {name: rng.integers(0, 2, shape).astype("float32") for name, shape in shapes.items()}
-    given["trials"] = np.ones((60, 3), "float32")
-    missing = rng.uniform(size=(60, 3)) < 0.1
+    fields = {name: rng.integers(0, 2, shape) for name, shape in shapes.items()} | {"trials": np.ones((60, 3))}
+    missing, weight = rng.uniform(size=(60, 3)) < 0.1, fields["weight"]
     model = AffineModel(Affine(np.full((3, 1), 0.1, "float32"), np.zeros(3, "float32")), Binomial(None))
 
     def found(dtype):
-        fields = {**given, field: given[field].astype(dtype)}
-        rows = Rows(**fields, missing=missing)
+        rows = Rows(**{name: field.astype(dtype) for name, field in fields.items()}, missing=missing)
         with jax.enable_x64(False):
             best = refine(model, rows, max_rounds=5)
             own = elbo_exact(best, rows, best_posterior(best, rows))
-            weight = given["weight"]
             np.testing.assert_allclose(weight @ own / weight.sum(), best.elbo, rtol=1e-4)
             return [best.elbo, best.model.coefficients, diagnose(rows, Binomial(None), 1).collapse_onset]
 
     expected = found("float32")
     assert np.abs(expected[1]).max() > 0.1  # or the covariates would say nothing
-    for dtype in ("int64", "int8", "bool", "float16"):
+    for dtype in ("int8", "bool", "float16"):
         for ours, right in zip(found(dtype), expected, strict=True):
-            np.testing.assert_allclose(ours, right, rtol=1e-4, atol=1e-5, err_msg=f"{field} {dtype}")
+            np.testing.assert_allclose(ours, right, rtol=1e-4, atol=1e-5, err_msg=dtype)
