@@ -26,8 +26,8 @@ _TERMS = (
     f"are near within {claims.NEAR:g} of what they gain over no latent unit, and a run is at an ELBO within "
     f"{measures.AT:g} of that gain. A unit is active above {measures.ACTIVE:g}. Over-fitting is a fall of the test "
     f"ELBO by more than {measures.FALL:g} nats and {measures.ERRORS:g} standard errors. Two were mended after the "
-    "runs, and no verdict turned on it: L-hat is reasonable or not on real data alone, of which the paper says it, and a run "
-    "that is worse on train too is not counted as over-fitting."
+    "runs, and no verdict turned on it: L-hat is reasonable or not on real data alone, of which the paper says it, "
+    "and a run that is worse on train too is not counted as over-fitting."
 )
 _SAID = {
     "holds": ("holds", "hold"),
