@@ -2,7 +2,7 @@
 
 The ELBO of a net with an affine decoder is exact; that of another is a Monte Carlo estimate with its standard error.
 A unit is active where the variance over the data of its posterior mean exceeds 0.01 (Burda et al. 2015). The reference
-line is L-hat at the closed-form optimum, with the bracket in which Corollary 1 puts that optimum's own ELBO.
+line is L-hat at the closed-form optimum, with the bracket in which its remainder puts that optimum's own ELBO.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from glmvae.decomposition import decompose as decompose
 from glmvae.decomposition import decomposed
 from glmvae.decomposition import signs as signs
 from glmvae.expansion import expansion_point
-from glmvae.families import Family, Mixed
+from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.quadratics import Quadratic as Quadratic
 from glmvae.quadratics import expanded, least_squares, residual_covariance
@@ -190,9 +190,8 @@ def dispersion_of(family: Family, dispersion: ArrayLike | None, columns: int, dt
         if family.is_quadratic and family.estimates_dispersion:
             return None
         if family.fixed_dispersion is None:
-            several = ", family.columnwise([...]) for one a member" if isinstance(family, Mixed) else ""
             raise ValueError(
-                f"dispersion: {family!r} needs one, got None; expected a positive scalar or shape ({columns},){several}"
+                f"dispersion: {family!r} needs one, got None; expected a positive scalar or shape ({columns},)"
             )
         dispersion = family.fixed_dispersion
     phi = _settings.positive(dispersion, "dispersion", columns, dtype=dtype)

@@ -154,4 +154,5 @@ def test_the_error_of_corollary_1_is_the_fourth_moment_of_eta(family):
     error = library.corollary_1(best.closed, x)
     assert error == pytest.approx(expected, rel=1e-5)
     at = monitor.reference(best.closed, x)
-    assert at.elbo_taylor - 1e-3 <= at.elbo_exact <= at.elbo_taylor + error + 1e-3
+    rounding = 1e-6 * abs(float(at.elbo_exact))  # sums of float32
+    assert at.elbo_taylor - rounding <= at.elbo_exact <= at.elbo_taylor + error + rounding

@@ -35,6 +35,8 @@ from glmvae import (
     training,
 )
 from glmvae.families import Family
+from glmvae.rows import as_rows
+from glmvae.variational import predictor_moments
 
 #: Rows of train and of test in a curve, and draws of z a row where the ELBO is not exact.
 SEEN, SAMPLES = 2_000, 8
@@ -160,8 +162,7 @@ def corollary_1(optimum: AffineOptimum, x: Array) -> float:
     if optimum.family.is_quadratic:
         return 0.0
     q = posterior(optimum, x)
-    mean = q.mean @ optimum.loadings.T + optimum.intercept
-    variance = jnp.einsum("jk,nkl,jl->nj", optimum.loadings, q.covariance, optimum.loadings)
+    mean, variance = predictor_moments(optimum.model.decoder, as_rows(x), q)
     return float(jnp.mean(jnp.sum(mean**4 + 6 * mean**2 * variance + 3 * variance**2, axis=1)) / 192)
 
 

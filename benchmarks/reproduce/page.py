@@ -150,7 +150,7 @@ def _about(results: list[Result]) -> str:
     """What a figure of training curves says, in numbers: L-hat, and where each run ends."""
     if results[0]["settings"]["section"] != "starts":
         runs = len(results)
-        return f"{runs} run{'s' * (runs > 1)}. What is not measured yet is blank."
+        return f"{runs} run{'s' * (runs > 1)}."
     settings = results[0]["settings"]
     ends = [
         f"{figures.TITLES[r['settings']['decoder']]} from {figures.STARTS[r['settings']['start']][0]} "

@@ -22,7 +22,6 @@ from glmvae.ascent.passes import entry_pass, exact_pass
 from glmvae.ascent.starts import best_start, first_look
 from glmvae.ascent.units import principal_axes, prune, wake
 from glmvae.elbo import mean_elbo
-from glmvae.families import Mixed
 from glmvae.model import Affine, AffineModel, Objective, as_model
 from glmvae.quadratics import least_squares
 from glmvae.refined import RefinedOptimum
@@ -134,9 +133,7 @@ def _dispersion(optimum: Any, model: AffineModel, asked: Any) -> tuple[Objective
         if asked != "estimate":
             raise ValueError(f'dispersion: expected "estimate", a positive number or None, got {asked!r}')
         if not objective.family.estimates_dispersion:
-            several = isinstance(objective.family, Mixed)
-            why = "has no joint estimate of several, give values" if several else "does not leave one to estimate"
-            raise ValueError(f"dispersion: {objective.family!r} {why}")
+            raise ValueError(f"dispersion: {objective.family!r} cannot estimate one, give a value")
         free = True
     else:
         phi = _settings.positive(asked, "dispersion", model.loadings.shape[0], dtype=model.loadings.dtype)

@@ -32,7 +32,7 @@ _ENTRIES = 3_400_000
 
 
 def decoded(decoder: Decoder, z: Array, rows: Rows) -> Array:
-    """eta of latent vectors, those of all rows or of several draws of them one after the other, without the offset."""
+    """eta, (m, d), without the offset: of z (m, kappa), those of all rows or of several draws one after the other."""
     if isinstance(decoder, Affine):
         covariates = rows.covariates
         if covariates is not None and covariates.shape[0] not in (1, z.shape[0]):

@@ -23,7 +23,7 @@ def elbo_curves(
     on: str = "train",
     ax: Axes | None = None,
 ) -> Axes:
-    """ELBO against training steps, with the L-hat line and the bracket of Corollary 1: the paper's figure 1.
+    """ELBO against training steps, with the L-hat line and the bracket of its remainder: the paper's figure 1.
 
     Args:
         curves: label to the evaluations of a run.
@@ -66,7 +66,7 @@ def elbo_curves(
         line, lower, upper = (float(v) for v in (reference.elbo_taylor, reference.lower, reference.upper))
         ax.axhline(line, color="black", linestyle="--", linewidth=1, label="L-hat at the optimum")
         if upper > lower:
-            ax.axhspan(lower, upper, color="0.6", alpha=0.35, linewidth=0, label="its ELBO (Corollary 1)")
+            ax.axhspan(lower, upper, color="0.6", alpha=0.35, linewidth=0, label="its ELBO, enclosed")
         top, low = max(top, line if np.isnan(upper) else upper), min(low, line)
     # Show what ends near the top; a He start may lie hundreds of nats below it.
     ends = min(v[len(v) // 4 :].min() for v in values.values())
