@@ -29,6 +29,7 @@ from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
 from glmvae.rows import Rows, observed
 from glmvae.sources import Source, as_source
+from glmvae.statistics.at_null import half_spread
 from glmvae.statistics.moment_checks import in_precision
 from glmvae.statistics.residuals import with_trials
 
@@ -173,11 +174,17 @@ def _expanded(rows: Rows, _: None, eta0: Array, phi: Array, family: Family) -> t
 
 def expand_rows(x: Float[Array, "n d"], family: Family, eta0: Float[Array, "#n d"], phi: Array) -> Expansion:
     """:func:`expand` on arguments already checked; the weight has the shape of eta0, or that of the trials."""
-    statistic = family.base_statistic(x)
-    constant = family.expansion_constant(x, 0.0, statistic, eta0, phi)
+    constant = family.by_member(_constant, x, eta0, phi)
+    return Expansion(working_response(family, x, eta0), working_weight(family, eta0, phi), constant)
+
+
+def _constant(member: Family, x: Array, eta0: Array, phi: Array) -> Array:
+    if member.keeps_log_prob:
+        return member.log_prob(x, eta0, phi) + half_spread(member, x, 0.0, eta0, phi)
+    statistic = member.base_statistic(x)
     # 0 where the statistic determines K at every phi; a custom family's is K at phi = 1
-    correction = family.log_base_measure(x, phi) - family.log_base_measure_from(statistic, phi)
-    return Expansion(working_response(family, x, eta0), working_weight(family, eta0, phi), constant + correction)
+    correction = member.log_base_measure(x, phi) - member.log_base_measure_from(statistic, phi)
+    return member.expansion_constant(x, 0.0, statistic, eta0, phi) + correction
 
 
 def null_point(source: Source, family: Family, num_covariates: int | None = None) -> Float[Array, " d"]:

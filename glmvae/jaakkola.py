@@ -28,7 +28,8 @@ from glmvae.refined import RefinedOptimum
 from glmvae.sources import as_source, require_offset
 from glmvae.spectral import decomposed_spectrum
 from glmvae.statistics import Moments, as_moments, statistic_of
-from glmvae.tangents import log_two_cosh, require_tangent, tangent_quadratic
+from glmvae.statistics.at_null import expansion_constant, mean_log_prob
+from glmvae.tangents import require_tangent, tangent_quadratic
 
 # Rounding units of the sums that make a bound, allowed for so that it is one in floating point too.
 _ROUNDING = 8
@@ -186,23 +187,26 @@ def _null(data: Moments, family: Family, dispersion: Array) -> _Null:
     variance = jnp.diagonal(data.covariance)
     statistic = statistic_of(data, family, dispersion)
     eta = family.null_predictor(data.mean)
-    value, xi = family.by_member(_null_of, data.mean, variance, statistic, dispersion, eta)
+    value, xi = family.by_member(_null_of, data.mean, variance, statistic, data.null_log_prob, dispersion, eta)
     return _Null(jnp.sum(value), xi)
 
 
 def _null_of(
-    member: Family, mean: Array, variance: Array, statistic: Array, dispersion: Array, eta: Array
+    member: Family,
+    mean: Array,
+    variance: Array,
+    statistic: Array,
+    at_null: Array | None,
+    dispersion: Array,
+    eta: Array,
 ) -> tuple[Array, Array]:
     form = member.logistic_form(mean)
     if form is None:  # a quadratic: the mean of log p at eta is its constant less w (var y) / 2
         weight = working_weight(member, eta, dispersion)
         spread = weight * variance / member.mean_derivative(eta) ** 2
-        constant = member.expansion_constant(mean, variance, statistic, eta, dispersion)
+        constant = expansion_constant(member, mean, variance, statistic, at_null, eta, dispersion)
         return constant - 0.5 * spread, jnp.zeros_like(mean)
-    t = jnp.asarray(form.scale) * eta
-    # slope t - trials softplus(t), with softplus(t) = t / 2 + log(2 cosh(t / 2))
-    value = ((form.slope - 0.5 * form.trials) * t - form.trials * log_two_cosh(t)) / dispersion
-    return value + member.log_base_measure_from(statistic, dispersion), jnp.abs(t)
+    return mean_log_prob(member, mean, statistic, at_null, eta, dispersion), jnp.abs(form.scale * eta)
 
 
 @jax.jit

@@ -17,6 +17,7 @@ from glmvae.decomposition import one_thread
 from glmvae.expansion import working_response, working_weight
 from glmvae.families import Family
 from glmvae.statistics import Covariates, Moments, statistic_of
+from glmvae.statistics.at_null import expansion_constant, of_dispersion
 from glmvae.statistics.residuals import is_bounded
 
 # Rounding units of a covariance, times the number of covariates, that each of them has to have of its own.
@@ -44,22 +45,26 @@ def expanded(data: Moments, family: Family, eta0: Float[Array, " d"], phi: Array
     """The expansion at eta0, or at the offset of each row where the moments are those of working residuals."""
     residual = data.at_offset is not None
 
-    def of(member: Family, *parts: Array) -> Quadratic:
-        mean, variance, statistic, at_offset, eta0, phi = parts
+    def of(member: Family, *parts: Any) -> Quadratic:
+        mean, variance, statistic, at_offset, at_null, eta0, phi = parts
         slope = jnp.broadcast_to(1 / member.mean_derivative(eta0), mean.shape)
         weight = jnp.broadcast_to(working_weight(member, eta0, phi), mean.shape)
         if not (residual and is_bounded(member)):
-            constant = member.expansion_constant(mean, variance, statistic, eta0, phi)
+            constant = expansion_constant(member, mean, variance, statistic, at_null, eta0, phi)
             response = mean * slope if residual and member.is_quadratic else working_response(member, mean, eta0)
         else:
             response = mean * slope
-            base = at_offset / phi + member.log_base_measure_from(statistic, phi)
+            if at_null is None or not member.keeps_log_prob:
+                base = at_offset / phi + member.log_base_measure_from(statistic, phi)
+            else:
+                base = of_dispersion(member, at_null, statistic, phi)
             constant = base + 0.5 * weight * (slope**2 * variance + response**2)
         return Quadratic(weight, response, slope, jnp.broadcast_to(constant, mean.shape))
 
     statistic = statistic_of(data, family, phi)
     at_offset = jnp.zeros_like(data.mean) if data.at_offset is None else data.at_offset
-    return family.by_member(of, data.mean, jnp.diagonal(data.covariance), statistic, at_offset, eta0, phi)
+    known = data.mean, jnp.diagonal(data.covariance), statistic, at_offset, data.null_log_prob
+    return family.by_member(of, *known, eta0, phi)
 
 
 def least_squares(covariates: Covariates) -> Float[Array, "p d"]:

@@ -18,6 +18,7 @@ from glmvae.expansion import working_response, working_weight
 from glmvae.families import Family
 from glmvae.quadratics import Quadratic
 from glmvae.statistics import Moments, statistic_of
+from glmvae.statistics.at_null import expansion_constant
 
 
 def omega(xi: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -82,12 +83,18 @@ def tangent_quadratic(data: Moments, family: Family, dispersion: Array, xi: Floa
     """The bound with one xi a column, as a quadratic in eta that moments determine."""
     variance = jnp.diagonal(data.covariance)
     statistic = statistic_of(data, family, dispersion)
-    parts = family.by_member(_tangent_quadratic, data.mean, variance, statistic, dispersion, xi)
+    parts = family.by_member(_tangent_quadratic, data.mean, variance, statistic, data.null_log_prob, dispersion, xi)
     return Quadratic(*parts)
 
 
 def _tangent_quadratic(
-    member: Family, mean: Array, variance: Array, statistic: Array, dispersion: Array, xi: Array
+    member: Family,
+    mean: Array,
+    variance: Array,
+    statistic: Array,
+    at_null: Array | None,
+    dispersion: Array,
+    xi: Array,
 ) -> tuple[Array, Array, Array, Array]:
     """Weight, response at the mean of x, its slope in x, and the constant."""
     form = member.logistic_form(mean)
@@ -97,7 +104,7 @@ def _tangent_quadratic(
             working_weight(member, eta0, dispersion),
             working_response(member, mean, eta0),
             jnp.broadcast_to(1 / member.mean_derivative(eta0), mean.shape),
-            member.expansion_constant(mean, variance, statistic, eta0, dispersion),
+            expansion_constant(member, mean, variance, statistic, at_null, eta0, dispersion),
         )
     weight = form.scale**2 * form.trials * omega(xi) / dispersion
     response = form.scale * (form.slope - 0.5 * form.trials) / (dispersion * weight)

@@ -48,6 +48,8 @@ class Family:
     is_quadratic: ClassVar[bool] = False
     #: ``dispersion_from`` is there.
     estimates_dispersion: ClassVar[bool] = False
+    #: ``log_prob`` has the digits of large counts, which K and F lose: moments keep its mean (statistics/at_null.py).
+    keeps_log_prob: ClassVar[bool] = False
     #: Log p may have a logistic form, see ``logistic_form``.
     is_logistic: ClassVar[bool] = False
     #: ``remainder`` and ``expected_remainder`` are there.

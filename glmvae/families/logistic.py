@@ -41,6 +41,10 @@ class LogisticFamily(Family):
     #: The parameter is n, and not n - x; no trials are ever so many that log p is to be taken apart.
     kind: ClassVar[Kind] = Kind(given_trials=True, few=False)
 
+    @property
+    def keeps_log_prob(self) -> bool:  # type: ignore[override]
+        return not self.kind.few
+
     def parameter(self, x: Array) -> Array:
         """The trials or the size, as numbers of the precision of x."""
         raise NotImplementedError

@@ -178,6 +178,10 @@ class Mixed(Family):
         return all(family.has_remainder for family in self.families)
 
     @property
+    def keeps_log_prob(self) -> bool:  # type: ignore[override]
+        return any(family.keeps_log_prob for family in self.families)
+
+    @property
     def needs_trials(self) -> bool:  # type: ignore[override]
         return any(family.needs_trials for family in self.families)
 

@@ -24,6 +24,7 @@ class Poisson(Family):
     """
 
     has_remainder = True
+    keeps_log_prob = True
 
     @property
     def support(self) -> Support:

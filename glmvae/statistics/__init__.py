@@ -27,6 +27,7 @@ from glmvae.cuts import block_size
 from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
 from glmvae.sources import as_source
+from glmvae.statistics.at_null import joined
 from glmvae.statistics.block_moments import (
     OnHost,
     Part,
@@ -79,6 +80,8 @@ class Moments(NamedTuple):
         at_offset: column means of x theta(o) - F(theta(o)), (d,), where rows bring an offset o or trials; mean and
             covariance are then those of x - mu(o). None elsewhere.
         trials: the most of each column, (d,), where rows bring them.
+        null_log_prob: column means of log p at the null model, at phi = 1, (d,), of counts, for which K cancels with
+            the rest of log p; at the offset of residuals. 0 for other columns, None where there are no others.
     """
 
     count: Float[Array, ""]  # type: ignore[assignment]  # tuple.count gives way
@@ -89,6 +92,7 @@ class Moments(NamedTuple):
     covariates: Covariates | None = None
     at_offset: Float[Array, " d"] | None = None
     trials: Float[Array, " d"] | None = None
+    null_log_prob: Float[Array, " d"] | None = None
 
     def __repr__(self) -> str:
         if not _checks.concrete(self) or np.ndim(self.mean) != 1:
@@ -146,15 +150,15 @@ def moments(x: Any, *, family: Family | None = None) -> Moments:
     cast, dtype = in_precision(family, source.dtype), source.dtype
     with _checks.at_once():
         fixed = fixed_statistic(cast, source.num_columns, dtype) if _checks.concrete(cast) else None
-    options: dict[str, Any] = {"add": join, "num_covariates": None, "size": size, "check": inside}
+    options: dict[str, Any] = {"num_covariates": None, "size": size, "check": inside}
+    options["add"] = functools.partial(join, cast)
     options["on_host"] = functools.partial(moments_on_host, dtype=dtype, fixed=fixed)
     options["whole"] = functools.partial(needs_no_program, family, fixed)
     found = total(moments_of_block, source, cast, family=cast, **options)
     part: Part = found.finished() if isinstance(found, OnHost) else found
     covariates = None if part.covariates is None else Covariates(*part.covariates)
-    result = Moments(
-        part.count, part.mean, part.covariance, part.base_statistic, None, covariates, part.at_offset, part.trials
-    )
+    known = part.at_offset, part.trials, part.null_log_prob
+    result = Moments(part.count, part.mean, part.covariance, part.base_statistic, None, covariates, *known)
     if _checks.concrete(part):
         with _checks.at_once():
             result = jax.tree.map(lambda leaf: jax.device_put(_cast(leaf, dtype)), result)
@@ -205,15 +209,15 @@ def merge(a: Moments, b: Moments) -> Moments:
     family = a.family
     if a.family is None or b.family is None:
         family = None
-        a, b = (m._replace(family=None, base_statistic=None) for m in (a, b))
+        a, b = (m._replace(family=None, base_statistic=None, null_log_prob=None) for m in (a, b))
     elif not same_family(a.family, b.family):
         raise ValueError(f"b: expected moments of the family of a, {a.family!r}, got those of {b.family!r}")
-    return _merged(a._replace(family=None), b._replace(family=None))._replace(family=family)
+    return _merged(a._replace(family=None), b._replace(family=None), family)._replace(family=family)
 
 
 @jax.jit
-def _merged(a: Moments, b: Moments) -> Moments:
-    result: Moments = merged(a, b)
+def _merged(a: Moments, b: Moments, family: Family | None) -> Moments:
+    result: Moments = joined(family, merged(a, b), a, b)
     return result
 
 

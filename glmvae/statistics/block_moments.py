@@ -14,8 +14,9 @@ from glmvae.entries import all_inside
 from glmvae.families import Family, Support
 from glmvae.families.calculus import reads
 from glmvae.rows import Rows, entered
+from glmvae.statistics.at_null import joined, log_prob_at_null, moved
 from glmvae.statistics.centring import Centred, centred_moments, divisor, merged
-from glmvae.statistics.host_moments import Sums, add, finished, sums_on_host
+from glmvae.statistics.host_moments import Sums, add, finished, mean_of, sums_on_host
 from glmvae.statistics.residuals import brings_residuals, explained
 
 
@@ -37,6 +38,7 @@ class Part(NamedTuple):
     covariates: Beside | None
     at_offset: Any
     trials: Any
+    null_log_prob: Any
     low: Any
     high: Any
 
@@ -47,6 +49,7 @@ class _Known(NamedTuple):
     base_statistic: Any
     at_offset: Any
     trials: Any
+    null_log_prob: Any
     explained: Any
 
 
@@ -87,7 +90,7 @@ class OnHost(NamedTuple):
 def moments_on_host(rows: Rows, _: None, family: Family | None, dtype: Any, fixed: Any) -> tuple[OnHost, None]:
     """The moments of a block that is on the host, as it comes; ``fixed`` is a base statistic that no x changes."""
     refuse(rows, family)
-    known = _Known(fixed, None, None, None)
+    known = _Known(fixed, None, None, None, None)
     if not needs_no_program(family, fixed, rows):
         known = jax.tree.map(np.asarray, _compiled_known(rows, family, dtype=dtype))
     x, weight, covariates = (np.asarray(part) for part in (rows.x, rows.weight, rows.covariates))
@@ -112,8 +115,10 @@ def _part(found: Centred, known: _Known, d: int) -> Part:
     if mean.shape[0] > d:
         covariates = Beside(mean[d:], covariance[d:, d:], covariance[d:, :d])
         mean, covariance = mean[:d], covariance[:d, :d]
-    ends = found.low[:d], found.high[:d]
-    return Part(found.count, mean, covariance, known.base_statistic, covariates, known.at_offset, known.trials, *ends)
+    of_rows = known.at_offset, known.trials, known.null_log_prob
+    return Part(
+        found.count, mean, covariance, known.base_statistic, covariates, *of_rows, found.low[:d], found.high[:d]
+    )
 
 
 def refuse(rows: Rows, family: Family | None) -> None:
@@ -146,7 +151,7 @@ def inside(rows: Rows, family: Family | None, part: Part | OnHost) -> Any:
 _all_inside = jax.jit(all_inside)
 
 
-def join(a: Any, b: Any) -> Any:
+def join(family: Family | None, a: Any, b: Any) -> Any:
     """The moments of two blocks together, and the ends of both; both a :class:`Part`, or both :class:`OnHost`.
 
     Raises:
@@ -155,12 +160,13 @@ def join(a: Any, b: Any) -> Any:
     a, b = (part.finished() if type(a) is not type(b) and isinstance(part, OnHost) else part for part in (a, b))
     if isinstance(a, Part):
         _check_alike(a, b)
-        return _joined(a, b)
+        return _joined(a, b, family)
     _check_alike(*(part._replace(sums=part.sums.gram) for part in (a, b)))
     share = b.sums.count.sum() / divisor(a.sums.count.sum() + b.sums.count.sum())
     most = None if a.known.trials is None else np.maximum(a.known.trials, b.known.trials)
+    left, right = _at_their_mean(family, a, b, share)
     with np.errstate(invalid="ignore"):  # a statistic out of range in both is infinite, and told when moments are held
-        known = jax.tree.map(lambda u, v: u + share * (v - u), a.known, b.known)._replace(trials=most)
+        known = jax.tree.map(lambda u, v: u + share * (v - u), left, right)._replace(trials=most)
     return OnHost(add(a.sums, b.sums), known)
 
 
@@ -172,9 +178,25 @@ def _check_alike(a: Any, b: Any) -> None:
         )
 
 
+def _at_their_mean(family: Family | None, a: OnHost, b: OnHost, share: Any) -> tuple[_Known, _Known]:
+    """What is known of both, about the mean of them together."""
+    if family is None or a.known.null_log_prob is None:
+        return a.known, b.known
+    columns = len(a.known.null_log_prob)
+    left, right = (mean_of(part.sums)[1][:columns] for part in (a, b))
+    to, residual = left + share * (right - left), a.known.at_offset is not None
+    return tuple(  # type: ignore[return-value]
+        known._replace(null_log_prob=np.asarray(_moved(family, known.null_log_prob, mean, to, residual=residual)))
+        for known, mean in ((a.known, left), (b.known, right))
+    )
+
+
+_moved = jax.jit(moved, static_argnames="residual")
+
+
 @jax.jit
-def _joined(a: Part, b: Part) -> Part:
-    result: Part = merged(a, b)
+def _joined(a: Part, b: Part, family: Family | None) -> Part:
+    result: Part = joined(family, merged(a, b), a, b)
     return result._replace(low=jnp.minimum(a.low, b.low), high=jnp.maximum(a.high, b.high))
 
 
@@ -202,16 +224,19 @@ def _compiled_known(rows: Rows, family: Family, *, dtype: Any) -> _Known:
 
 def _known(rows: Rows, family: Family | None) -> _Known:
     if family is None:
-        return _Known(None, None, None, None)
+        return _Known(None, None, None, None, None)
     statistic = _mean(rows, family.for_rows(rows).base_statistic(rows.x))
-    trials, at_offset, mean = None, None, None
-    if brings_residuals(family, rows):
+    trials, at_offset, mean, at_null = None, None, None, None
+    residual = brings_residuals(family, rows)
+    if family.keeps_log_prob:
+        at_null = _mean(rows, log_prob_at_null(family, rows, _mean(rows, rows.x), residual))
+    if residual:
         mean, kernel = explained(family, rows)
         at_offset = _mean(rows, kernel)
     if family.needs_trials:
         most = jnp.max(jnp.where(rows.weight[:, None] > 0, rows.trials, 1.0), axis=0)
         trials = jnp.broadcast_to(most, (rows.num_columns,))
-    return _Known(statistic, at_offset, trials, mean)
+    return _Known(statistic, at_offset, trials, at_null, mean)
 
 
 def _mean(rows: Rows, values: Array) -> Array:

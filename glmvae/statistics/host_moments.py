@@ -136,11 +136,16 @@ def finished(sums: Sums) -> tuple[Any, np.ndarray, np.ndarray]:
         return count, mean, spread
 
 
-def _between(sums: Sums) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Sum of weights, mean, and the sum of weighted products of what the means of the parts are apart."""
+def mean_of(sums: Sums) -> tuple[Any, np.ndarray]:
+    """Sum of weights, and mean."""
     count = sums.count.sum()
     heaviest = sums.mean[np.argmax(sums.count)]
-    mean = heaviest + sums.count @ (sums.mean - heaviest) / divisor(count)
+    return count, heaviest + sums.count @ (sums.mean - heaviest) / divisor(count)
+
+
+def _between(sums: Sums) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Sum of weights, mean, and the sum of weighted products of what the means of the parts are apart."""
+    count, mean = mean_of(sums)
     apart, weight = sums.mean - mean, sums.count[:, None]
     apart, off = np.sqrt(weight) * apart, np.sqrt(weight) * sums.off
     with one_thread():  # of a product with itself half is made, so that it is symmetric

@@ -85,7 +85,7 @@ def check_parts(data: Moments, name: str) -> dict[str, Any]:
         "mean": _checks.finite(mean, f"{name}.mean"),
         "covariance": _covariance(data.covariance, f"{name}.covariance", d, dtype),
     }
-    for part in ("base_statistic", "at_offset", "trials"):
+    for part in ("base_statistic", "at_offset", "trials", "null_log_prob"):
         if (value := getattr(data, part)) is not None:
             parts[part] = _checks.vector(value, f"{name}.{part}", d).astype(dtype)
     if data.family is not None:

@@ -1,0 +1,100 @@
+"""The mean of log p at the null model, which moments of counts keep beside that of K.
+
+The mean over rows of log p(x | eta) is that of x theta - F(theta), which the mean m of x tells, and that of K. For
+large counts the two cancel: log x! of a count of 1e5 is 1e6, and one rounding unit of it in single precision 0.06 nats.
+So where a family says so (``keeps_log_prob``) moments hold, at phi = 1,
+
+    s = mean log p(x | eta_m),     eta_m = link(m)
+
+which is small, and the largest there is. From there everything is a difference of two values of log p at m, which the
+family computes without cancellation: log p but for K is affine in x, so
+
+    mean log p(x | eta) = s + log p(m | eta) - log p(m | eta_m)
+
+and it tells s about another mean too, when two sets of rows are taken together. Of working residuals s is the mean of
+log p at the offset.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from glmvae.families import Family
+from glmvae.rows import Rows
+from glmvae.statistics.centring import divisor
+from glmvae.statistics.residuals import is_bounded, with_trials
+
+
+def log_prob_at_null(family: Family, rows: Rows, mean: Array, residual: bool) -> Array:
+    """Log p of every entry at the null model of its column, or at its offset, (n, d); 0 of families that keep none."""
+    offset = jnp.zeros((1, 1), rows.x.dtype) if rows.offset is None else rows.offset
+
+    def of(member: Family, x: Array, mean: Array, offset: Array, trials: Array | None) -> Array:
+        if not member.keeps_log_prob:
+            return jnp.zeros_like(x)
+        if residual and is_bounded(member):
+            return with_trials(member, trials).log_prob(x, offset)
+        return member.log_prob(x, member.null_predictor(mean))
+
+    found: Array = family.by_member(of, rows.x, mean, offset, rows.trials)
+    return found
+
+
+def joined(family: Family | None, result: Any, a: Any, b: Any) -> Any:
+    """``result``, the moments that those of two sets merge to, with the mean of log p that theirs make."""
+    if family is None or a.null_log_prob is None or b.null_log_prob is None:
+        return result._replace(null_log_prob=None)
+    residual, share = a.at_offset is not None, b.count / divisor(result.count)
+    left, right = (moved(family, part.null_log_prob, part.mean, result.mean, residual) for part in (a, b))
+    return result._replace(null_log_prob=left + share * (right - left))
+
+
+def moved(family: Family, at_null: Array, mean: Array, to: Array, residual: bool) -> Array:
+    """s about another mean of its column; at the offset it is what it was."""
+
+    def of(member: Family, at_null: Array, mean: Array, to: Array) -> Array:
+        if not member.keeps_log_prob or (residual and is_bounded(member)):
+            return at_null
+        return at_null + _beyond(member, mean, to)
+
+    found: Array = family.by_member(of, at_null, mean, to)
+    return found
+
+
+def _beyond(member: Family, mean: Array, to: Array) -> Array:
+    return member.log_prob(mean, member.null_predictor(to)) - member.log_prob(mean, member.null_predictor(mean))
+
+
+def mean_log_prob(
+    member: Family, mean: Array, statistic: Array, at_null: Array | None, eta: Array, phi: Array
+) -> Array:
+    """The mean over rows of log p(x | eta), from moments of x."""
+    theta = member.natural_parameter(eta)
+    if at_null is None or not member.keeps_log_prob:
+        return (mean * theta - member.log_normalizer(theta)) / phi + member.log_base_measure_from(statistic, phi)
+    at_eta = at_null + (member.log_prob(mean, eta) - member.log_prob(mean, member.null_predictor(mean)))
+    return of_dispersion(member, at_eta, statistic, phi)
+
+
+def of_dispersion(member: Family, at_one: Array, statistic: Array, phi: Array) -> Array:
+    """The mean of log p at phi, from that at phi = 1; there no digit changes."""
+    return at_one / phi + (
+        member.log_base_measure_from(statistic, phi) - member.log_base_measure_from(statistic, 1.0) / phi
+    )
+
+
+def expansion_constant(
+    member: Family, mean: Array, variance: Any, statistic: Array, at_null: Array | None, eta0: Array, phi: Array
+) -> Array:
+    """``Family.expansion_constant``, with all digits of large counts where ``at_null`` is known."""
+    if at_null is None or not member.keeps_log_prob:
+        return member.expansion_constant(mean, variance, statistic, eta0, phi)
+    return mean_log_prob(member, mean, statistic, at_null, eta0, phi) + half_spread(member, mean, variance, eta0, phi)
+
+
+def half_spread(member: Family, mean: Array, variance: Any, eta0: Array, phi: Array) -> Array:
+    """The mean of w (y - eta0)^2 / 2, from the mean and variance of x."""
+    return 0.5 * (variance + (mean - member.mean(eta0)) ** 2) / (phi * member.variance_function(eta0))
