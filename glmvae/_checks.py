@@ -23,6 +23,12 @@ from glmvae import _frames
 _BLOCK = 1000
 
 
+def counted(number: Any, noun: str) -> str:
+    """So many of a noun: 1 column, 2 columns."""
+    text = f"{float(number):g}" if isinstance(number, float | jax.Array | np.ndarray) else str(number)
+    return f"{text} {noun}{'' if text == '1' else 's'}"
+
+
 def concrete(value: Any) -> bool:
     """Whether the value can be looked at, that is, no part of it is a tracer."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))

@@ -47,8 +47,8 @@ class Encoder(NamedTuple):
         if np.ndim(self.weight) != 2:
             return f"Encoder(weight={self.weight}, bias={self.bias}, ...)"
         units, columns = np.shape(self.weight)
-        also = "" if self.coefficients is None else f", {np.shape(self.coefficients)[0]} covariates"
-        return f"Encoder({columns} columns, {units} latent units{also})"
+        also = "" if self.coefficients is None else f", {_checks.counted(np.shape(self.coefficients)[0], 'covariate')}"
+        return f"Encoder({_checks.counted(columns, 'column')}, {_checks.counted(units, 'latent unit')}{also})"
 
 
 def posterior(optimum: Any, x: Any) -> Posterior:

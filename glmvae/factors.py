@@ -59,7 +59,8 @@ class ExplainedVariance(NamedTuple):
         if not _checks.concrete(self) or jnp.ndim(self.by_column) != 2:
             return f"ExplainedVariance(by_factor={self.by_factor}, ...)"
         share, columns = np.asarray(self.by_factor), np.asarray(self.by_column)
-        lines = [f"ExplainedVariance: {columns.shape[0]} columns, {share.size} factors, {share.sum():.1%} together"]
+        size = f"{_checks.counted(columns.shape[0], 'column')}, {_checks.counted(share.size, 'factor')}"
+        lines = [f"ExplainedVariance: {size}, {share.sum():.1%} together"]
         for k, part in enumerate(share.tolist()):
             first = np.argsort(-columns[:, k], kind="stable")[:_SHOWN]
             named = ", ".join(f"{j} ({columns[j, k]:.0%})" for j in first.tolist() if columns[j, k] > 0)

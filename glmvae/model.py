@@ -177,8 +177,8 @@ class Affine:
 
     def __repr__(self) -> str:
         d, k = np.shape(self.loadings)[-2:]
-        also = "" if self.coefficients is None else f", {self.num_covariates} covariates"
-        return f"Affine({d} columns, {k} latent units{also})"
+        also = "" if self.coefficients is None else f", {_checks.counted(self.num_covariates, 'covariate')}"
+        return f"Affine({_checks.counted(d, 'column')}, {_checks.counted(k, 'latent unit')}{also})"
 
 
 _AFFINE = ("loadings", "intercept", "coefficients")
@@ -201,7 +201,7 @@ class AffineModel:
         >>> from glmvae.families import Poisson
         >>> model = AffineModel(Affine([[1.0]], [0.0]), Poisson())
         >>> model.with_beta(2.0)
-        AffineModel(Affine(1 columns, 1 latent units), Objective(Poisson(), beta=2))
+        AffineModel(Affine(1 column, 1 latent unit), Objective(Poisson(), beta=2))
     """
 
     decoder: Affine

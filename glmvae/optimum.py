@@ -97,8 +97,9 @@ class AffineOptimum(NamedTuple):
         active = int(np.sum(values[:units] > beta))
         shown = f"{float(phi):.6g}" if phi.ndim == 0 else f"{phi.min():.6g} to {phi.max():.6g}"
         leading = ", ".join(f"{v:.4g}" for v in values[: min(max(units, 1), 5)].tolist())
+        size = f"{_checks.counted(columns, 'column')}, {_checks.counted(units, 'latent unit')}"
         return (
-            f"AffineOptimum: {columns} columns, {units} latent units, {active} active at beta = {float(beta):g}\n"
+            f"AffineOptimum: {size}, {active} active at beta = {float(beta):g}\n"
             f"  L-hat        {float(self.elbo_taylor):.6g} nats per row, {_side(self)}\n"
             f"  dispersion   {shown}\n"
             f"  eigenvalues  {leading}{', ...' if columns > min(max(units, 1), 5) else ''} (cut-off {float(beta):g})"

@@ -92,8 +92,9 @@ class RefinedOptimum(NamedTuple):
         active = int(np.sum(np.asarray(self.eigenvalues)[:units] > float(self.beta)))
         value = "unknown" if self.elbo is None else f"{float(self.elbo):.6g} nats per row"
         bound = "" if self.lower_bound is None else f"\n  lower bound  {float(self.lower_bound):.6g} nats per row"
+        size = f"{_checks.counted(columns, 'column')}, {_checks.counted(units, 'latent unit')}"
         return (
-            f"RefinedOptimum: {columns} columns, {units} latent units, {active} active at beta = {float(self.beta):g}\n"
+            f"RefinedOptimum: {size}, {active} active at beta = {float(self.beta):g}\n"
             f"  exact ELBO   {value}{bound}\n"
             f"  rounds       {self.history.shape[0] - 1}{'' if bool(self.converged) else ', not converged'}"
             f"{listed(self.column_names)}"

@@ -73,7 +73,7 @@ def save(path: str | os.PathLike[str], optimum: Any) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(f"{folder}/model.npz", optimum)
         ...     print(load(f"{folder}/model.npz"))
-        AffineOptimum: 2 columns, 1 latent units, 1 active at beta = 1
+        AffineOptimum: 2 columns, 1 latent unit, 1 active at beta = 1
           L-hat        -3.53102 nats per row, the ELBO itself
           dispersion   1
           eigenvalues  4, ... (cut-off 1)

@@ -86,7 +86,7 @@ class Spectrum(NamedTuple):
         phi = "estimated" if self.dispersion is None else "given"
         trace = float(np.sum(np.asarray(self.values)) + np.asarray(self.rest))
         return (
-            f"Spectrum: {columns} columns, {self.family!r}, dispersion {phi}\n"
+            f"Spectrum: {_checks.counted(columns, 'column')}, {self.family!r}, dispersion {phi}\n"
             f"  eigenvalues  {leading}{', ...' if columns > 5 else ''} (trace {trace:.4g})"
         )
 

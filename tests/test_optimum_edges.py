@@ -10,7 +10,7 @@ import scipy.stats
 from dense_reference import MODELS, draw, gaussian_profile, problem
 from dense_reference import fit as dense_fit
 
-from glmvae import AffineOptimum, activity, fit, moments, posterior
+from glmvae import AffineOptimum, Rows, activity, fit, moments, posterior
 from glmvae.families import Binomial, Gaussian
 
 # One eigendecomposition of a well-scaled matrix and sums of 40 rows.
@@ -206,3 +206,17 @@ def test_rank_is_told_from_rounding(rows, columns, kind):
         # and noise of a hundredth of each column is noise
         noisy = x * (1 + 1e-2 * rng.normal(size=x.shape)).astype(kind)
         assert fit(moments(noisy), Gaussian(), rank).dispersion > 0
+
+
+def test_one_of_a_thing_is_singular():
+    m = moments(Rows([[1.0], [3.0]], weight=[0.5, 0.5], covariates=[[0.0], [1.0]]))
+    assert repr(m).startswith("Moments of 1 row, 1 column, ")
+    assert repr(m).endswith(", 1 covariate")
+    optimum = fit(moments([[1.0], [3.0]], family=Gaussian()), Gaussian(), 1, dispersion=0.5)
+    assert repr(optimum).startswith("AffineOptimum: 1 column, 1 latent unit, 1 active")
+    assert repr(optimum.decoder) == "Affine(1 column, 1 latent unit)"
+    assert repr(optimum.encoder) == "Encoder(1 column, 1 latent unit)"
+    assert (
+        repr(fit([[1.0, 2.0], [3.0, 1.0]], Gaussian(), 2, dispersion=0.1).decoder)
+        == "Affine(2 columns, 2 latent units)"
+    )

@@ -118,8 +118,9 @@ def _report(d: Diagnosis) -> str:
         lines.append(("left out", left))
     lines += [("remedy", sentence) for sentence in remedies(d)]
     head = (
-        f"Diagnosis: {float(d.rows):g} rows, {d.null_eigenvalues.shape[0]} columns, {d.null_activity.shape[0]} latent "
-        f"units, beta = {float(d.beta):g}, dispersion {_span(d.dispersion)}"
+        f"Diagnosis: {_checks.counted(d.rows, 'row')}, {_checks.counted(d.null_eigenvalues.shape[0], 'column')}, "
+        f"{_checks.counted(d.null_activity.shape[0], 'latent unit')}, beta = {float(d.beta):g}, "
+        f"dispersion {_span(d.dispersion)}"
     )
     return "\n".join([head, *(_wrapped(name, text) for name, text in lines)])
 

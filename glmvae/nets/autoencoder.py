@@ -135,7 +135,7 @@ class VAE(nnx.Module):
         widths = f"encoder {self.encoder_widths}, decoder {self.decoder_widths}"
         also = "".join(f", {name}" for name in ("full_covariance", "skip") if getattr(self, name))
         also += "" if self.standardise is None else ", standardise"
-        size = f"{self.columns} columns, {self.latent_dim} latent units"
+        size = f"{_checks.counted(self.columns, 'column')}, {_checks.counted(self.latent_dim, 'latent unit')}"
         return f"VAE({size}, {widths}{also}, {self.objective!r})"
 
     __str__ = __repr__

@@ -99,12 +99,12 @@ class Moments(NamedTuple):
             return f"Moments(count={self.count}, mean={self.mean}, covariance={self.covariance})"
         known = "without" if self.base_statistic is None else "with"
         also = "" if self.family is None else f" of {self.family!r}"
-        also += "" if self.covariates is None else f", {np.shape(self.covariates.mean)[0]} covariates"
+        if self.covariates is not None:
+            also += f", {_checks.counted(np.shape(self.covariates.mean)[0], 'covariate')}"
         also += "" if self.at_offset is None else ", of working residuals"
-        return (
-            f"Moments of {float(self.count):g} rows, {np.shape(self.mean)[0]} columns, {np.asarray(self.mean).dtype}, "
-            f"{known} the mean log base measure{also}"
-        )
+        size = f"{_checks.counted(self.count, 'row')}, {_checks.counted(np.shape(self.mean)[0], 'column')}"
+        size += f", {np.asarray(self.mean).dtype}"
+        return f"Moments of {size}, {known} the mean log base measure{also}"
 
 
 def moments(x: Any, *, family: Family | None = None) -> Moments:
