@@ -284,8 +284,9 @@ def require_density(model: AffineModel, name: str = "model") -> AffineModel:
     """The model; ValueError for a dispersion of 0, that of a Gaussian optimum of as many units as directions."""
     if _checks.concrete(model.dispersion) and np.any(np.asarray(model.dispersion) == 0):
         raise ValueError(
-            f"{name}: its dispersion is 0, since {model.decoder.latent_dim} latent units reproduce the data without "
-            "error, and there is no density to take the ELBO of; fit with fewer units, or with a dispersion"
+            f"{name}: its dispersion is 0, since {_checks.counted(model.decoder.latent_dim, 'latent unit')} can "
+            "reproduce the data without error, and there is no density to take the ELBO of; fit with fewer units, or "
+            "with a dispersion"
         )
     return model
 

@@ -255,7 +255,8 @@ def _warn_of_rounding(spectrum: Spectrum, found: Solution) -> None:
     if noise > _UNCERTAIN * left:
         what = f"be off by {noise / left:.0%}" if left > 0 else "not be 0, nor L-hat infinite"
         warnings.warn(
-            f"fit: the dispersion, {float(found.dispersion):.3g}, may {what}: {values.dtype} does not tell what "
-            f"{active} latent units leave of the data from rounding; take fewer, or enable jax_enable_x64",
+            f"fit: the dispersion, {float(found.dispersion):.3g}, may {what}: {values.dtype} does not tell what is "
+            f"left of the data beside {_checks.counted(active, 'latent unit')} from rounding; take fewer, or enable "
+            "jax_enable_x64",
             stacklevel=4,
         )
