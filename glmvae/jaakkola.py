@@ -27,8 +27,8 @@ from glmvae.quadratics import Quadratic
 from glmvae.refined import RefinedOptimum
 from glmvae.sources import as_source, require_offset
 from glmvae.spectral import decomposed_spectrum
-from glmvae.statistics import Moments, as_moments, statistic_of
-from glmvae.statistics.at_null import expansion_constant, mean_log_prob
+from glmvae.statistics import Moments, as_moments, columns_of, statistic_of
+from glmvae.statistics.at_null import Columns, expansion_constant, mean_log_prob
 from glmvae.tangents import require_tangent, tangent_quadratic
 
 # Rounding units of the sums that make a bound, allowed for so that it is one in floating point too.
@@ -184,29 +184,19 @@ class _Null(NamedTuple):
 
 @jax.jit
 def _null(data: Moments, family: Family, dispersion: Array) -> _Null:
-    variance = jnp.diagonal(data.covariance)
-    statistic = statistic_of(data, family, dispersion)
     eta = family.null_predictor(data.mean)
-    value, xi = family.by_member(_null_of, data.mean, variance, statistic, data.null_log_prob, dispersion, eta)
+    value, xi = family.by_member(_null_of, columns_of(data, family, dispersion), dispersion, eta)
     return _Null(jnp.sum(value), xi)
 
 
-def _null_of(
-    member: Family,
-    mean: Array,
-    variance: Array,
-    statistic: Array,
-    at_null: Array | None,
-    dispersion: Array,
-    eta: Array,
-) -> tuple[Array, Array]:
-    form = member.logistic_form(mean)
+def _null_of(member: Family, known: Columns, dispersion: Array, eta: Array) -> tuple[Array, Array]:
+    form = member.logistic_form(known.mean)
     if form is None:  # a quadratic: the mean of log p at eta is its constant less w (var y) / 2
         weight = working_weight(member, eta, dispersion)
-        spread = weight * variance / member.mean_derivative(eta) ** 2
-        constant = expansion_constant(member, mean, variance, statistic, at_null, eta, dispersion)
-        return constant - 0.5 * spread, jnp.zeros_like(mean)
-    return mean_log_prob(member, mean, statistic, at_null, eta, dispersion), jnp.abs(form.scale * eta)
+        spread = weight * known.variance / member.mean_derivative(eta) ** 2
+        constant = expansion_constant(member, known, eta, dispersion)
+        return constant - 0.5 * spread, jnp.zeros_like(known.mean)
+    return mean_log_prob(member, known, eta, dispersion), jnp.abs(form.scale * eta)
 
 
 @jax.jit

@@ -16,7 +16,7 @@ from glmvae._precision import in_full
 from glmvae.decomposition import one_thread
 from glmvae.expansion import working_response, working_weight
 from glmvae.families import Family
-from glmvae.statistics import Covariates, Moments, statistic_of
+from glmvae.statistics import Covariates, Moments, columns_of
 from glmvae.statistics.at_null import expansion_constant, of_dispersion
 from glmvae.statistics.residuals import is_bounded
 
@@ -46,25 +46,24 @@ def expanded(data: Moments, family: Family, eta0: Float[Array, " d"], phi: Array
     residual = data.at_offset is not None
 
     def of(member: Family, *parts: Any) -> Quadratic:
-        mean, variance, statistic, at_offset, at_null, eta0, phi = parts
+        known, at_offset, eta0, phi = parts
+        mean = known.mean
         slope = jnp.broadcast_to(1 / member.mean_derivative(eta0), mean.shape)
         weight = jnp.broadcast_to(working_weight(member, eta0, phi), mean.shape)
         if not (residual and is_bounded(member)):
-            constant = expansion_constant(member, mean, variance, statistic, at_null, eta0, phi)
+            constant = expansion_constant(member, known, eta0, phi)
             response = mean * slope if residual and member.is_quadratic else working_response(member, mean, eta0)
         else:
             response = mean * slope
-            if at_null is None or not member.keeps_log_prob:
-                base = at_offset / phi + member.log_base_measure_from(statistic, phi)
+            if known.null_log_prob is None or not member.keeps_log_prob:
+                base = at_offset / phi + member.log_base_measure_from(known.statistic, phi)
             else:
-                base = of_dispersion(member, at_null, statistic, phi)
-            constant = base + 0.5 * weight * (slope**2 * variance + response**2)
+                base = of_dispersion(member, known.null_log_prob, known.statistic, phi)
+            constant = base + 0.5 * weight * (slope**2 * known.variance + response**2)
         return Quadratic(weight, response, slope, jnp.broadcast_to(constant, mean.shape))
 
-    statistic = statistic_of(data, family, phi)
     at_offset = jnp.zeros_like(data.mean) if data.at_offset is None else data.at_offset
-    known = data.mean, jnp.diagonal(data.covariance), statistic, at_offset, data.null_log_prob
-    return family.by_member(of, *known, eta0, phi)
+    return family.by_member(of, columns_of(data, family, phi), at_offset, eta0, phi)
 
 
 def least_squares(covariates: Covariates) -> Float[Array, "p d"]:

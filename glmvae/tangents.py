@@ -17,8 +17,8 @@ from jaxtyping import Float
 from glmvae.expansion import working_response, working_weight
 from glmvae.families import Family
 from glmvae.quadratics import Quadratic
-from glmvae.statistics import Moments, statistic_of
-from glmvae.statistics.at_null import expansion_constant
+from glmvae.statistics import Moments, columns_of
+from glmvae.statistics.at_null import Columns, expansion_constant
 
 
 def omega(xi: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -81,22 +81,15 @@ def _tangent_terms(
 @jax.jit
 def tangent_quadratic(data: Moments, family: Family, dispersion: Array, xi: Float[Array, " d"]) -> Quadratic:
     """The bound with one xi a column, as a quadratic in eta that moments determine."""
-    variance = jnp.diagonal(data.covariance)
-    statistic = statistic_of(data, family, dispersion)
-    parts = family.by_member(_tangent_quadratic, data.mean, variance, statistic, data.null_log_prob, dispersion, xi)
-    return Quadratic(*parts)
+    known = columns_of(data, family, dispersion)
+    return Quadratic(*family.by_member(_tangent_quadratic, known, dispersion, xi))
 
 
 def _tangent_quadratic(
-    member: Family,
-    mean: Array,
-    variance: Array,
-    statistic: Array,
-    at_null: Array | None,
-    dispersion: Array,
-    xi: Array,
+    member: Family, known: Columns, dispersion: Array, xi: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Weight, response at the mean of x, its slope in x, and the constant."""
+    mean, variance = known.mean, known.variance
     form = member.logistic_form(mean)
     if form is None:
         eta0 = jnp.zeros_like(mean)
@@ -104,13 +97,13 @@ def _tangent_quadratic(
             working_weight(member, eta0, dispersion),
             working_response(member, mean, eta0),
             jnp.broadcast_to(1 / member.mean_derivative(eta0), mean.shape),
-            expansion_constant(member, mean, variance, statistic, at_null, eta0, dispersion),
+            expansion_constant(member, known, eta0, dispersion),
         )
     weight = form.scale**2 * form.trials * omega(xi) / dispersion
     response = form.scale * (form.slope - 0.5 * form.trials) / (dispersion * weight)
     slope = form.scale * _slope(member, mean, variance) / (dispersion * weight)
     constant = -form.trials * (log_two_cosh(xi) - 0.5 * omega(xi) * xi**2) / dispersion
-    constant = constant + member.log_base_measure_from(statistic, dispersion)
+    constant = constant + member.log_base_measure_from(known.statistic, dispersion)
     spread = weight * (slope**2 * variance + response**2)  # mean of w y^2
     shape = mean.shape
     return tuple(jnp.broadcast_to(a, shape) for a in (weight, response, slope, constant + 0.5 * spread))  # type: ignore[return-value]

@@ -48,7 +48,7 @@ class Family:
     is_quadratic: ClassVar[bool] = False
     #: ``dispersion_from`` is there.
     estimates_dispersion: ClassVar[bool] = False
-    #: ``log_prob`` has the digits of large counts, which K and F lose: moments keep its mean (statistics/at_null.py).
+    #: ``log_prob`` has digits of large counts that K and F lose: moments keep its mean (statistics.at_null).
     keeps_log_prob: ClassVar[bool] = False
     #: Log p may have a logistic form, see ``logistic_form``.
     is_logistic: ClassVar[bool] = False
@@ -219,11 +219,10 @@ class Family:
         Raises:
             TypeError: a family that knows none.
         """
-        values = as_floats(eta, eta0, dispersion, *([] if x is None else [x]))
-        eta, eta0, dispersion = values[:3]
+        eta, eta0, dispersion, *data = as_floats(eta, eta0, dispersion, *([] if x is None else [x]))
         plain, rho = at_scale_one(self, eta)
         # rho times the difference, not the difference of products, which has lost the digits of a small step
-        return plain.remainder_of_step(rho * (eta - eta0), rho * eta0, None if x is None else values[3], dispersion)
+        return plain.remainder_of_step(rho * (eta - eta0), rho * eta0, data[0] if data else None, dispersion)
 
     def expected_remainder(
         self,
@@ -237,8 +236,8 @@ class Family:
         values = as_floats(mean, variance, eta0, dispersion, *([] if x is None else [x]))
         mean, variance, eta0, dispersion = values[:4]
         plain, rho = at_scale_one(self, mean)
-        step, data = rho * (mean - eta0), None if x is None else values[4]
-        return plain.expected_remainder_of_step(step, rho**2 * variance, rho * eta0, data, dispersion)
+        parts = rho * (mean - eta0), rho**2 * variance, rho * eta0, None if x is None else values[4]
+        return plain.expected_remainder_of_step(*parts, dispersion)
 
     def remainder_of_step(self, step: Array, start: Array, x: Array | None, dispersion: Array) -> tuple[Array, Array]:
         """What a family gives for :meth:`remainder`: from t = ``start`` on, a step in t."""

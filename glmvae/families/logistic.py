@@ -2,9 +2,8 @@
 
     log p(x | t) = x t - n softplus(t) + K(x),      n the trials, or x + size for a negative binomial
 
-With ``rest`` = n - x, which is n - x or the size, the score is x sigmoid(-t) - rest sigmoid(t), the observed weight
-n sigmoid'(t), and K the logarithm of C(n, x) up to a factor. Where n is large log p is taken apart as in
-:mod:`glmvae.families.special`.
+With ``rest`` = n - x, a negative binomial's size, the score is x sigmoid(-t) - rest sigmoid(t), the observed weight
+n sigmoid'(t), and K the logarithm of C(n, x) up to a factor. For large n see :mod:`glmvae.families.special`.
 """
 
 from __future__ import annotations

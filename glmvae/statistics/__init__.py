@@ -27,7 +27,7 @@ from glmvae.cuts import block_size
 from glmvae.families import Family
 from glmvae.families.checks import check_columns, check_family
 from glmvae.sources import as_source
-from glmvae.statistics.at_null import joined
+from glmvae.statistics.at_null import Columns, joined
 from glmvae.statistics.block_moments import (
     OnHost,
     Part,
@@ -234,6 +234,11 @@ def statistic_of(data: Moments, family: Family, phi: Array) -> Array:
 
     found: Array = family.by_member(of, data.base_statistic, phi)
     return found
+
+
+def columns_of(data: Moments, family: Family, phi: Array) -> Columns:
+    """What the moments know of each column, for the family's members to take."""
+    return Columns(data.mean, jnp.diagonal(data.covariance), statistic_of(data, family, phi), data.null_log_prob)
 
 
 def as_moments(x: Any, family: Family, name: str = "x") -> Moments:

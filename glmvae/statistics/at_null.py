@@ -17,7 +17,7 @@ log p at the offset.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -68,15 +68,23 @@ def _beyond(member: Family, mean: Array, to: Array) -> Array:
     return member.log_prob(mean, member.null_predictor(to)) - member.log_prob(mean, member.null_predictor(mean))
 
 
-def mean_log_prob(
-    member: Family, mean: Array, statistic: Array, at_null: Array | None, eta: Array, phi: Array
-) -> Array:
+class Columns(NamedTuple):
+    """What moments know of each column, (d,): see :class:`~glmvae.statistics.Moments`."""
+
+    mean: Array
+    variance: Array
+    statistic: Array
+    null_log_prob: Array | None
+
+
+def mean_log_prob(member: Family, of: Columns, eta: Array, phi: Array) -> Array:
     """The mean over rows of log p(x | eta), from moments of x."""
-    theta = member.natural_parameter(eta)
-    if at_null is None or not member.keeps_log_prob:
-        return (mean * theta - member.log_normalizer(theta)) / phi + member.log_base_measure_from(statistic, phi)
-    at_eta = at_null + (member.log_prob(mean, eta) - member.log_prob(mean, member.null_predictor(mean)))
-    return of_dispersion(member, at_eta, statistic, phi)
+    if of.null_log_prob is None or not member.keeps_log_prob:
+        theta = member.natural_parameter(eta)
+        at_eta = (of.mean * theta - member.log_normalizer(theta)) / phi
+        return at_eta + member.log_base_measure_from(of.statistic, phi)
+    at_null = member.log_prob(of.mean, member.null_predictor(of.mean))
+    return of_dispersion(member, of.null_log_prob + (member.log_prob(of.mean, eta) - at_null), of.statistic, phi)
 
 
 def of_dispersion(member: Family, at_one: Array, statistic: Array, phi: Array) -> Array:
@@ -86,13 +94,11 @@ def of_dispersion(member: Family, at_one: Array, statistic: Array, phi: Array) -
     )
 
 
-def expansion_constant(
-    member: Family, mean: Array, variance: Any, statistic: Array, at_null: Array | None, eta0: Array, phi: Array
-) -> Array:
-    """``Family.expansion_constant``, with all digits of large counts where ``at_null`` is known."""
-    if at_null is None or not member.keeps_log_prob:
-        return member.expansion_constant(mean, variance, statistic, eta0, phi)
-    return mean_log_prob(member, mean, statistic, at_null, eta0, phi) + half_spread(member, mean, variance, eta0, phi)
+def expansion_constant(member: Family, of: Columns, eta0: Array, phi: Array) -> Array:
+    """``Family.expansion_constant``, with all digits of large counts where moments know them."""
+    if of.null_log_prob is None or not member.keeps_log_prob:
+        return member.expansion_constant(of.mean, of.variance, of.statistic, eta0, phi)
+    return mean_log_prob(member, of, eta0, phi) + half_spread(member, of.mean, of.variance, eta0, phi)
 
 
 def half_spread(member: Family, mean: Array, variance: Any, eta0: Array, phi: Array) -> Array:
