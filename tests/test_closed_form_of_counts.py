@@ -104,11 +104,19 @@ def test_of_residuals_it_is_that_at_the_offset(dtype):
 
 @pytest.mark.parametrize("phi", [1.0, 1.7])
 def test_l_hat_is_the_same_without_it(phi, dtype):
-    for data, family in ((counts(10.0)[0], Poisson()), (counts(10.0)[1], Binomial(20.0)), (both(10.0), mixed(20.0))):
-        known = moments(data.astype(dtype), family=family)
+    x, y = (part.astype(dtype) for part in counts(10.0))
+    offset, trials = np.linspace(-1, 1, D, dtype=dtype)[None], np.full((N, D), 20.0, dtype)
+    for data, family, at in (
+        (x, Poisson(), "null"),
+        (y, Binomial(20.0), "null"),
+        (both(10.0).astype(dtype), mixed(20.0), "null"),
+        (Rows(y, offset=offset), Binomial(20.0), "zero"),
+        (Rows(y, offset=offset, trials=trials), Binomial(None), "zero"),
+    ):
+        known = moments(data, family=family)
         assert known.null_log_prob is not None
         values = [
-            fit(m, family, 2, dispersion=phi, expand_at="null").elbo_taylor
+            fit(m, family, 2, dispersion=phi, expand_at=at).elbo_taylor
             for m in (known, known._replace(null_log_prob=None))
         ]
         np.testing.assert_allclose(*values, rtol=200 * np.finfo(dtype).eps)
@@ -185,3 +193,33 @@ def test_the_expansion_of_a_row_is_log_prob_at_its_point(dtype):
         size = np.abs(expected) + q.weight * (q.response - eta0) ** 2 + np.abs(x - family.mean(eta0)) * (1 + abs(eta0))
         allowed = 8 * float(jnp.finfo(dtype).eps) * size
         assert np.all(np.abs(at_eta0 - expected) <= allowed), name
+
+
+# Derivatives in the weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.float64
+def test_derivatives_in_weights_that_are_0_too():
+    x = counts(10.0)[0][:6]
+    weight = jnp.asarray([1.0, 2.0, 0.0, 1.0, 3.0, 0.5])
+
+    def parts(weight):
+        return moments(Rows(x, weight=weight), family=Poisson())
+
+    known, slopes = parts(weight), jax.jacobian(parts)(weight)
+    total, centred = float(jnp.sum(weight)), x - np.asarray(known.mean)
+    expected = {
+        "mean": centred.T,
+        "covariance": np.einsum("ni,nj->ijn", centred, centred) - np.asarray(known.covariance)[..., None],
+        "base_statistic": -scipy.special.gammaln(x + 1).T - np.asarray(known.base_statistic)[:, None],
+        "null_log_prob": log_pmf("Poisson", x, known.mean).T - np.asarray(known.null_log_prob)[:, None],
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(slopes, name), value / total, rtol=1e-11, atol=1e-11, err_msg=name)
+
+    def bound(weight):
+        return fit(parts(weight), Poisson(), 1, expand_at="null").elbo_taylor
+
+    slope, step = jax.grad(bound)(weight), 1e-6
+    found = (-3 * bound(weight) + 4 * bound(weight.at[2].add(step)) - bound(weight.at[2].add(2 * step))) / (2 * step)
+    np.testing.assert_allclose(slope[2], found, rtol=1e-6)

@@ -15,7 +15,7 @@ from glmvae.families import Family, Support
 from glmvae.families.calculus import reads
 from glmvae.rows import Rows, entered
 from glmvae.statistics.at_null import joined, log_prob_at_null, moved
-from glmvae.statistics.centring import Centred, centred_moments, divisor, merged
+from glmvae.statistics.centring import Centred, centred_moments, divisor, merged, weighted
 from glmvae.statistics.host_moments import Sums, add, finished, mean_of, sums_on_host
 from glmvae.statistics.residuals import brings_residuals, explained
 
@@ -241,8 +241,7 @@ def _known(rows: Rows, family: Family | None) -> _Known:
 
 def _mean(rows: Rows, values: Array) -> Array:
     """The weighted mean over rows."""
-    weight = rows.weight[:, None]
-    return jnp.sum(jnp.where(weight != 0, weight * values, 0.0), axis=0) / divisor(jnp.sum(rows.weight))
+    return jnp.sum(weighted(rows.weight[:, None], values), axis=0) / divisor(jnp.sum(rows.weight))
 
 
 def _covariates(rows: Rows) -> Array:

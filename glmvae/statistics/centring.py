@@ -41,10 +41,10 @@ def centred_moments(x: Float[Array, "n d"], weight: Float[Array, " n"]) -> Centr
     grams = [jnp.zeros((i.stop - i.start, j.stop - j.start), x.dtype) for i, j in pairs]
 
     def add(grams: list[Array], few: tuple[Array, Array]) -> tuple[list[Array], _Few]:
-        centred, found = _centred(*few)
+        centred, weight, found = _centred(*few)
         # Transposed once, for good: products of contiguous rows are a tenth faster.
         columns = jax.lax.optimization_barrier(centred.T)
-        return [g + columns[i] @ columns[j].T for g, (i, j) in zip(grams, pairs, strict=True)], found
+        return [g + (weight[None] * columns[i]) @ columns[j].T for g, (i, j) in zip(grams, pairs, strict=True)], found
 
     parts = []
     if whole:
@@ -75,16 +75,26 @@ class _Few(NamedTuple):
     high: Array
 
 
-def _centred(rows: Float[Array, "n d"], weight: Float[Array, " n"]) -> tuple[Array, _Few]:
-    """Rows less their mean, times the root of their weight; and what is to be known of them."""
-    counts, count, root = (weight != 0)[:, None], jnp.sum(weight), jnp.sqrt(weight)  # below 0 is NaN
+def weighted(weight: Array, values: Array) -> Array:
+    """weight * values; what stands in a row of weight 0 counts for nothing, whatever it is."""
+    return weight * _finite(weight, values)
+
+
+def _finite(weight: Array, values: Array) -> Array:
+    # and not what is nothing for its weight alone, which has a derivative in it
+    return jnp.where((weight != 0) | jnp.isfinite(values), values, 0.0)
+
+
+def _centred(rows: Float[Array, "n d"], weight: Float[Array, " n"]) -> tuple[Array, Array, _Few]:
+    """Rows less their mean, their weight, and what is to be known of them."""
+    weight = jnp.where(weight < 0, jnp.nan, weight)
+    each, count = weight[:, None], jnp.sum(weight)
     # From a row that counts: a column that never leaves its value there has variance 0, whatever its mean rounds to.
     first = rows[jnp.argmax(weight != 0)]
-    moved = jnp.where(counts, weight[:, None] * (rows - first[None]), 0.0)
-    mean = first + jnp.sum(moved, axis=0) / divisor(count)
-    centred = jnp.where(counts, root[:, None] * (rows - mean[None]), 0.0)
-    off = root @ centred / divisor(count)
-    return centred, _Few(count, mean + off, off, jnp.min(rows, axis=0), jnp.max(rows, axis=0))
+    mean = first + jnp.sum(weighted(each, rows - first[None]), axis=0) / divisor(count)
+    centred = _finite(each, rows - mean[None])
+    off = jnp.sum(each * centred, axis=0) / divisor(count)
+    return centred, weight, _Few(count, mean + off, off, jnp.min(rows, axis=0), jnp.max(rows, axis=0))
 
 
 def _pairs(columns: int) -> list[tuple[slice, slice]]:
