@@ -80,8 +80,8 @@ class Moments(NamedTuple):
         at_offset: column means of x theta(o) - F(theta(o)), (d,), where rows bring an offset o or trials; mean and
             covariance are then those of x - mu(o). None elsewhere.
         trials: the most of each column, (d,), where rows bring them.
-        null_log_prob: column means of log p at the null model, at phi = 1, (d,), of counts, for which K cancels with
-            the rest of log p; at the offset of residuals. 0 for other columns, None where there are no others.
+        null_log_prob: column means of log p at the null model (at the offset, of residuals) and phi = 1, (d,): of
+            columns of counts, for which K cancels with the rest of log p. 0 for others; None without any.
     """
 
     count: Float[Array, ""]  # type: ignore[assignment]  # tuple.count gives way
