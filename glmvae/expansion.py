@@ -26,10 +26,10 @@ from jaxtyping import Float
 from glmvae import _checks, _settings
 from glmvae.blocks import per_row, total
 from glmvae.families import Family
+from glmvae.families.calculus import half_spread
 from glmvae.families.checks import check_columns, check_family
 from glmvae.rows import Rows, observed
 from glmvae.sources import Source, as_source
-from glmvae.statistics.at_null import half_spread
 from glmvae.statistics.moment_checks import in_precision
 from glmvae.statistics.residuals import with_trials
 

@@ -19,7 +19,7 @@ from glmvae._frames import names_for
 from glmvae._precision import in_full
 from glmvae._progress import bar
 from glmvae.elbo import mean_elbo
-from glmvae.expansion import null_predictor, working_weight
+from glmvae.expansion import null_predictor
 from glmvae.families import Family
 from glmvae.model import Affine, AffineModel, as_model, require_density
 from glmvae.optimum import AffineOptimum, optimum_at, posterior
@@ -28,7 +28,7 @@ from glmvae.refined import RefinedOptimum
 from glmvae.sources import as_source, require_offset
 from glmvae.spectral import decomposed_spectrum
 from glmvae.statistics import Moments, as_moments, columns_of, statistic_of
-from glmvae.statistics.at_null import Columns, expansion_constant, mean_log_prob
+from glmvae.statistics.at_null import Columns, mean_log_prob
 from glmvae.tangents import require_tangent, tangent_quadratic
 
 # Rounding units of the sums that make a bound, allowed for so that it is one in floating point too.
@@ -191,12 +191,8 @@ def _null(data: Moments, family: Family, dispersion: Array) -> _Null:
 
 def _null_of(member: Family, known: Columns, dispersion: Array, eta: Array) -> tuple[Array, Array]:
     form = member.logistic_form(known.mean)
-    if form is None:  # a quadratic: the mean of log p at eta is its constant less w (var y) / 2
-        weight = working_weight(member, eta, dispersion)
-        spread = weight * known.variance / member.mean_derivative(eta) ** 2
-        constant = expansion_constant(member, known, eta, dispersion)
-        return constant - 0.5 * spread, jnp.zeros_like(known.mean)
-    return mean_log_prob(member, known, eta, dispersion), jnp.abs(form.scale * eta)
+    xi = jnp.zeros_like(known.mean) if form is None else jnp.abs(form.scale * eta)
+    return mean_log_prob(member, known, eta, dispersion), xi
 
 
 @jax.jit

@@ -55,10 +55,11 @@ def expanded(data: Moments, family: Family, eta0: Float[Array, " d"], phi: Array
             response = mean * slope if residual and member.is_quadratic else working_response(member, mean, eta0)
         else:
             response = mean * slope
-            if known.null_log_prob is None or not member.keeps_log_prob:
+            at_null = known.log_prob_of(member)
+            if at_null is None:
                 base = at_offset / phi + member.log_base_measure_from(known.statistic, phi)
             else:
-                base = of_dispersion(member, known.null_log_prob, known.statistic, phi)
+                base = of_dispersion(member, at_null, known.statistic, phi)
             constant = base + 0.5 * weight * (slope**2 * known.variance + response**2)
         return Quadratic(weight, response, slope, jnp.broadcast_to(constant, mean.shape))
 

@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from glmvae import _checks, _settings
-from glmvae.families.calculus import derivative, inverse_of_mean, terms_by_quadrature
+from glmvae.families.calculus import derivative, half_spread, inverse_of_mean, terms_by_quadrature
 from glmvae.families.scale import Logistic, apply_scale, as_floats, at_scale_one
 from glmvae.families.support import Support, of_rank, refuse_value
 from glmvae.families.trees import is_same, register
@@ -32,11 +32,10 @@ class Family:
     """The observation model of a column: log p(x | eta) = (x theta - F(theta)) / phi + K(x, phi), theta(eta).
 
     Give ``log_normalizer``; everything else here has a default. Methods take arrays that broadcast, work entry by entry
-    and are written for t = rho eta: a class derived from this one never multiplies by ``activation_scale``. Fields of a
-    dataclass are leaves of the pytree but for those named in ``static``.
+    and are written for t = rho eta: a class derived from this one never multiplies by ``activation_scale``.
     """
 
-    #: Fields that are part of the pytree's structure and not leaves of it.
+    #: Fields of the dataclass that are part of the pytree's structure; the others are its leaves.
     static: ClassVar[tuple[str, ...]] = ()
     #: phi where the family itself fixes it; None where it is estimated or given.
     fixed_dispersion: ClassVar[float | None] = 1.0
@@ -181,8 +180,7 @@ class Family:
     ) -> Array:
         """E log p(x | eta) for eta ~ N(mean, variance), entry by entry, in nats."""
         x, mean, variance, dispersion = as_floats(x, mean, variance, dispersion)
-        value = self.expected_terms(x, mean, variance, dispersion)[0]
-        return value + self.saturated_log_prob(x, dispersion)
+        return self.expected_terms(x, mean, variance, dispersion)[0] + self.saturated_log_prob(x, dispersion)
 
     def rounding_size(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
         """The size of what E log p is made of: as computed it is right to a few dozen rounding units of this."""
@@ -202,8 +200,8 @@ class Family:
         """
         theta0 = self.natural_parameter(eta0)
         at_eta0 = (mean * theta0 - self.log_normalizer(theta0)) / dispersion
-        spread = (variance + (mean - self.mean(eta0)) ** 2) / (dispersion * self.variance_function(eta0))
-        return at_eta0 + self.log_base_measure_from(statistic, dispersion) + 0.5 * spread
+        at_eta0 = at_eta0 + self.log_base_measure_from(statistic, dispersion)
+        return at_eta0 + half_spread(self, mean, variance, eta0, dispersion)
 
     # Capabilities -------------------------------------------------------------------------------------------
 
@@ -219,10 +217,11 @@ class Family:
         Raises:
             TypeError: a family that knows none.
         """
-        eta, eta0, dispersion, *data = as_floats(eta, eta0, dispersion, *([] if x is None else [x]))
+        values = as_floats(eta, eta0, dispersion, *([] if x is None else [x]))
+        eta, eta0, dispersion = values[:3]
         plain, rho = at_scale_one(self, eta)
         # rho times the difference, not the difference of products, which has lost the digits of a small step
-        return plain.remainder_of_step(rho * (eta - eta0), rho * eta0, data[0] if data else None, dispersion)
+        return plain.remainder_of_step(rho * (eta - eta0), rho * eta0, None if x is None else values[3], dispersion)
 
     def expected_remainder(
         self,
@@ -236,8 +235,8 @@ class Family:
         values = as_floats(mean, variance, eta0, dispersion, *([] if x is None else [x]))
         mean, variance, eta0, dispersion = values[:4]
         plain, rho = at_scale_one(self, mean)
-        parts = rho * (mean - eta0), rho**2 * variance, rho * eta0, None if x is None else values[4]
-        return plain.expected_remainder_of_step(*parts, dispersion)
+        step, data = rho * (mean - eta0), None if x is None else values[4]
+        return plain.expected_remainder_of_step(step, rho**2 * variance, rho * eta0, data, dispersion)
 
     def remainder_of_step(self, step: Array, start: Array, x: Array | None, dispersion: Array) -> tuple[Array, Array]:
         """What a family gives for :meth:`remainder`: from t = ``start`` on, a step in t."""

@@ -109,3 +109,8 @@ def terms_by_quadrature(
     value, gradient, fisher, bend = gaussian_expectation(terms, jnp.broadcast_to(mean, shape), variance)
     weight = fisher if family.curvature_is_constant else jnp.where(fisher > bend, fisher - bend, fisher)
     return value / dispersion, gradient / dispersion, weight / dispersion
+
+
+def half_spread(family: Any, mean: Array, variance: Any, eta0: Array, phi: Any) -> Array:
+    """The mean over rows of w (y - eta0)^2 / 2, w and y of an expansion at eta0, from the mean and variance of x."""
+    return 0.5 * (variance + (mean - family.mean(eta0)) ** 2) / (phi * family.variance_function(eta0))

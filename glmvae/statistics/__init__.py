@@ -38,7 +38,6 @@ from glmvae.statistics.block_moments import (
     moments_on_host,
     needs_no_program,
 )
-from glmvae.statistics.centring import merged
 from glmvae.statistics.moment_checks import (
     check_covariates,
     check_held,
@@ -217,7 +216,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 @jax.jit
 def _merged(a: Moments, b: Moments, family: Family | None) -> Moments:
-    result: Moments = joined(family, merged(a, b), a, b)
+    result: Moments = joined(family, a, b)
     return result
 
 

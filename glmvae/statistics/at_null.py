@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from glmvae.families import Family
+from glmvae.families.calculus import half_spread
 from glmvae.rows import Rows
-from glmvae.statistics.centring import divisor
+from glmvae.statistics.centring import divisor, merged
 from glmvae.statistics.residuals import is_bounded, with_trials
 
 
@@ -43,8 +44,9 @@ def log_prob_at_null(family: Family, rows: Rows, mean: Array, residual: bool) ->
     return found
 
 
-def joined(family: Family | None, result: Any, a: Any, b: Any) -> Any:
-    """``result``, the moments that those of two sets merge to, with the mean of log p that theirs make."""
+def joined(family: Family | None, a: Any, b: Any) -> Any:
+    """Moments of two sets of rows taken together, :func:`~glmvae.statistics.centring.merged` and s."""
+    result = merged(a, b)
     if family is None or a.null_log_prob is None or b.null_log_prob is None:
         return result._replace(null_log_prob=None)
     residual, share = a.at_offset is not None, b.count / divisor(result.count)
@@ -58,14 +60,14 @@ def moved(family: Family, at_null: Array, mean: Array, to: Array, residual: bool
     def of(member: Family, at_null: Array, mean: Array, to: Array) -> Array:
         if not member.keeps_log_prob or (residual and is_bounded(member)):
             return at_null
-        return at_null + _beyond(member, mean, to)
+        return at_null + _beyond(member, mean, member.null_predictor(to))
 
     found: Array = family.by_member(of, at_null, mean, to)
     return found
 
 
-def _beyond(member: Family, mean: Array, to: Array) -> Array:
-    return member.log_prob(mean, member.null_predictor(to)) - member.log_prob(mean, member.null_predictor(mean))
+def _beyond(member: Family, mean: Array, eta: Array) -> Array:
+    return member.log_prob(mean, eta) - member.log_prob(mean, member.null_predictor(mean))
 
 
 class Columns(NamedTuple):
@@ -76,15 +78,18 @@ class Columns(NamedTuple):
     statistic: Array
     null_log_prob: Array | None
 
+    def log_prob_of(self, member: Family) -> Array | None:
+        """s, where it is known of a family's columns."""
+        return self.null_log_prob if member.keeps_log_prob else None
+
 
 def mean_log_prob(member: Family, of: Columns, eta: Array, phi: Array) -> Array:
-    """The mean over rows of log p(x | eta), from moments of x."""
-    if of.null_log_prob is None or not member.keeps_log_prob:
-        theta = member.natural_parameter(eta)
-        at_eta = (of.mean * theta - member.log_normalizer(theta)) / phi
-        return at_eta + member.log_base_measure_from(of.statistic, phi)
-    at_null = member.log_prob(of.mean, member.null_predictor(of.mean))
-    return of_dispersion(member, of.null_log_prob + (member.log_prob(of.mean, eta) - at_null), of.statistic, phi)
+    """The mean over rows of log p(x | eta), (d,), in nats, from moments of x."""
+    at_null = of.log_prob_of(member)
+    if at_null is None:
+        constant = member.expansion_constant(of.mean, of.variance, of.statistic, eta, phi)
+        return constant - half_spread(member, of.mean, of.variance, eta, phi)
+    return of_dispersion(member, at_null + _beyond(member, of.mean, eta), of.statistic, phi)
 
 
 def of_dispersion(member: Family, at_one: Array, statistic: Array, phi: Array) -> Array:
@@ -96,11 +101,6 @@ def of_dispersion(member: Family, at_one: Array, statistic: Array, phi: Array) -
 
 def expansion_constant(member: Family, of: Columns, eta0: Array, phi: Array) -> Array:
     """``Family.expansion_constant``, with all digits of large counts where moments know them."""
-    if of.null_log_prob is None or not member.keeps_log_prob:
+    if of.log_prob_of(member) is None:
         return member.expansion_constant(of.mean, of.variance, of.statistic, eta0, phi)
     return mean_log_prob(member, of, eta0, phi) + half_spread(member, of.mean, of.variance, eta0, phi)
-
-
-def half_spread(member: Family, mean: Array, variance: Any, eta0: Array, phi: Array) -> Array:
-    """The mean of w (y - eta0)^2 / 2, from the mean and variance of x."""
-    return 0.5 * (variance + (mean - member.mean(eta0)) ** 2) / (phi * member.variance_function(eta0))

@@ -15,7 +15,7 @@ from glmvae.families import Family, Support
 from glmvae.families.calculus import reads
 from glmvae.rows import Rows, entered
 from glmvae.statistics.at_null import joined, log_prob_at_null, moved
-from glmvae.statistics.centring import Centred, centred_moments, divisor, merged, weighted
+from glmvae.statistics.centring import Centred, centred_moments, divisor, weighted
 from glmvae.statistics.host_moments import Sums, add, finished, mean_of, sums_on_host
 from glmvae.statistics.residuals import brings_residuals, explained
 
@@ -196,7 +196,7 @@ _moved = jax.jit(moved, static_argnames="residual")
 
 @jax.jit
 def _joined(a: Part, b: Part, family: Family | None) -> Part:
-    result: Part = joined(family, merged(a, b), a, b)
+    result: Part = joined(family, a, b)
     return result._replace(low=jnp.minimum(a.low, b.low), high=jnp.maximum(a.high, b.high))
 
 

@@ -81,7 +81,7 @@ def weighted(weight: Array, values: Array) -> Array:
 
 
 def _finite(weight: Array, values: Array) -> Array:
-    # and not what is nothing for its weight alone, which has a derivative in it
+    """The values, 0 where those of a row of weight 0 are not finite; others have their part in a derivative."""
     return jnp.where((weight != 0) | jnp.isfinite(values), values, 0.0)
 
 
