@@ -22,6 +22,13 @@ N, D, UNITS = 60, 9, 3
 BINARY = Bernoulli()
 
 
+@pytest.fixture(autouse=True)
+def on_a_cpu():
+    """Also where JAX has a GPU, which refuses nothing."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
 @functools.cache
 def data():
     rng = np.random.default_rng(0)
