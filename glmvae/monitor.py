@@ -17,13 +17,14 @@ from jaxtyping import Float, Int
 
 from glmvae import _settings
 from glmvae.blocks import per_row
-from glmvae.elbo import elbo_exact, elbo_quadratic
+from glmvae.elbo import elbo_exact, elbo_profile, elbo_quadratic
 from glmvae.elbo.decoders import elbo_monte_carlo
 from glmvae.model import AffineModel, as_model, require_density
 from glmvae.nets.autoencoder import VAE, as_vae, encode_rows, rows_for
 from glmvae.optimum import AffineOptimum, posterior
 from glmvae.rows import Rows, row_sum
 from glmvae.sources import Source, as_source, require_alike
+from glmvae.statistics import moments
 from glmvae.variational import Posterior, gaussian_kl, predictor_moments
 
 #: A unit is active where its activity exceeds this (Burda et al. 2015).
@@ -145,7 +146,7 @@ class Reference(NamedTuple):
     """The closed form on some data, nats per row: lines to draw beside a training curve.
 
     Fields:
-        elbo_taylor: L-hat at the optimum.
+        elbo_taylor: L-hat at the optimum, as ``fit`` has it, beside an offset or trials an entry too.
         lower, upper: of the optimum's exact ELBO, L-hat and what it leaves out, enclosed: Corollary 1 and what is
             sharper (:func:`~glmvae.expected_remainder_bounds`); NaN for a family that knows no remainder.
         elbo_exact: that ELBO.
@@ -191,6 +192,8 @@ def reference(optimum: AffineOptimum, x: Any) -> Reference:
     model = require_density(as_model(optimum, "optimum"), "optimum")
     source = as_source(x, columns=model.loadings.shape[0], like=optimum)
     q = posterior(optimum, source)
+    data = moments(source, family=model.family)
+    line = elbo_profile(optimum, data, expand_at=eta0 if data.at_offset is None else "zero")
     taylor = elbo_quadratic(optimum, source, q, expand_at=eta0)
     exact = elbo_exact(optimum, source, q)
     weight = _weights(source)
@@ -199,9 +202,9 @@ def reference(optimum: AffineOptimum, x: Any) -> Reference:
         options: dict[str, Any] = {"family": model.family, "num_covariates": model.decoder.num_covariates, "given": q}
         lower, upper = (np.asarray(taylor + end) for end in per_row(_remainder, source, model, eta0, **options))
     dtype = np.asarray(exact).dtype
-    values = (np.broadcast_to(np.asarray(value), weight.shape) for value in (taylor, lower, upper, exact))
+    values = (np.broadcast_to(np.asarray(value), weight.shape) for value in (lower, upper, exact))
     with np.errstate(over="ignore"):
-        return Reference(*(np.asarray(_mean(weight, value), dtype) for value in values))
+        return Reference(np.asarray(line, dtype), *(np.asarray(_mean(weight, value), dtype) for value in values))
 
 
 def _remainder(rows: Rows, q: Posterior, model: AffineModel, eta0: Array) -> tuple[None, tuple[Array, Array]]:
