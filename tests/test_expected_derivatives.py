@@ -79,3 +79,23 @@ def test_a_curvature_that_is_not_positive_is_replaced_by_its_expectation(dtype):
     _, second = derivatives(family, x, mean, variance, dtype.type(1.0))
     assert np.asarray(second)[0] > 0  # log p is convex there
     assert np.asarray(run("expected_terms", family, x, mean, variance)[2])[0] > 0
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("mean", [0.0, 1e-9])
+def test_a_third_derivative_does_not_depend_on_its_order(mean):
+    """Of the trials once and of the mean twice it is - E sigmoid'(t), at a mean of 0 too."""
+
+    def value(n, m):
+        family = Binomial(n[None])
+        return family.expected_log_prob(jnp.full((1, 1), 2.0), m[None, None], jnp.full((1, 1), 0.5))[0, 0]
+
+    z = np.linspace(-9.0, 9.0, 2001)
+    mass = np.exp(-0.5 * z**2) / np.exp(-0.5 * z**2).sum()
+    share = 1 / (1 + np.exp(-mean - 0.5**0.5 * z))
+    expected = -mass @ (share * (1 - share))
+    for order in ((1, 1, 0), (1, 0, 1), (0, 1, 1)):
+        derivative = value
+        for argument in order:
+            derivative = jax.grad(derivative, argument)
+        np.testing.assert_allclose(derivative(jnp.asarray(5.0), jnp.asarray(mean)), expected, rtol=1e-9)

@@ -93,7 +93,7 @@ def expected_logistic(mean: Array, variance: Array) -> tuple[Array, Array, Array
     The second is the expected sigmoid where m <= 0 and one minus it where m > 0.
     """
     dtype = jnp.result_type(mean, variance)
-    distance = jnp.abs(mean)
+    distance = jnp.where(mean > 0, mean, -mean)  # not abs, whose derivative at 0 is neither side's
     precision = "float64" if dtype == jnp.float64 else "float32"
     scales, weights = (jnp.asarray(a, dtype) for a in kolmogorov_rule(_NODES[precision]))
     mills = mills_polynomial(_DEGREE[precision])
