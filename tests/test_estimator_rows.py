@@ -146,3 +146,39 @@ def test_what_is_missing_of_whole_numbers_starts_at_their_mean():
     rows = Rows(np.array([[1, 1], [0, 1], [1, 0]]), missing=np.array([[False, True], [False, False], [False, False]]))
     assert filled(rows).x[0, 1] == 0.5
     assert filled(rows.replace(x=rows.x.astype(bool))).x[0, 1] == 0.5
+
+
+@pytest.mark.parametrize("method", ["closed-form", "tightened", "exact"])
+def test_the_optimum_knows_the_columns_of_the_table(method):
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    table = pd.DataFrame(x, columns=["a", "b", "c"])
+    vae = AffineVAE(1, method=method, dispersion=1.0, max_rounds=3)
+    fits = [vae.fit] if method == "exact" else [vae.fit, AffineVAE(1, dispersion=1.0).partial_fit]
+    for of in fits:
+        with pytest.raises(ValueError, match='expected the columns of the optimum, "a" at 0, got "c"'):
+            best_posterior(of(table).optimum_, table[["c", "b", "a"]])
+    assert vae.fit(x).optimum_.column_names is None
+
+
+@pytest.mark.parametrize(("scale", "what"), [(1e-22, "underflows"), (1e-19, "underflows"), (1e25, "overflows")])
+def test_a_unit_that_single_precision_cannot_hold_is_refused(scale, what):
+    x = scale * np.random.default_rng(0).normal(size=(40, 3))
+    with jax.enable_x64(False):
+        for method in ("closed-form", "exact"):
+            with pytest.raises(ValueError, match=rf"the covariance {what} in float32; rescale .*column 0"):
+                AffineVAE(1, method=method).fit(x)
+        with pytest.raises(ValueError, match="rescale"):
+            AffineVAE(1).partial_fit(x)
+        assert AffineVAE(1).fit(x / scale).dispersion_ > 0
+
+
+def test_weights_of_a_score_are_looked_at():
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    vae = AffineVAE(1).fit(x)
+    weight = np.arange(20.0)
+    each = vae.score_samples(x).astype(float)
+    np.testing.assert_allclose(vae.score(x, sample_weight=weight), weight @ each / weight.sum(), rtol=1e-12)
+    assert vae.score(x, sample_weight=2.0) == pytest.approx(vae.score(x))
+    for wrong in (-weight, weight + np.nan, weight[:3], weight[:, None], 0 * weight, np.full(20, "heavy")):
+        with pytest.raises(ValueError, match=r"[sS]ample.?weight|could not convert"):
+            vae.score(x, sample_weight=wrong)

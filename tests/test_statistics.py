@@ -244,6 +244,8 @@ def test_a_covariance_that_float32_cannot_hold_is_refused(scale, what, dtype):
     for call in (lambda: moments(x), lambda: moments(iter([x])), lambda: fit(x, Gaussian(), 1)):
         with pytest.raises(ValueError, match=rf"x: the covariance {what} in float32; rescale .*column 2"):
             call()
+    with pytest.raises(ValueError, match="the covariance overflows in float32; rescale"):  # their sum, in an eigenvalue
+        fit(np.float32(1.2e19) * normal(25, 3, "float32"), Gaussian(), 1)
     x[:, 2] = np.float32(scale)  # a constant is no spread
     if what == "underflows":
         assert moments(x).covariance[2, 2] == 0

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 
 from glmvae import _settings
+from glmvae._frames import ColumnNames
 from glmvae._optional import optional
 from glmvae.ascent import best_posterior, refine
 from glmvae.elbo import elbo_exact
 from glmvae.estimator import parts
 from glmvae.estimator.generation import mean_given, sample_given
-from glmvae.estimator.incoming import FLOATS, beside, refuse_without_trials, rows_to_ask, rows_to_fit
+from glmvae.estimator.incoming import FLOATS, beside, mean_of, refuse_without_trials, rows_to_ask, rows_to_fit
 from glmvae.estimator.named_families import dispersion_of, is_never_negative
 from glmvae.jaakkola import tighten
 from glmvae.likelihood import log_likelihood
@@ -220,7 +221,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
     ) -> float:
         """The (weighted) mean of :meth:`score_samples`, nats per row: the larger the better."""
         values = self.score_samples(X, offset=offset, covariates=covariates, trials=trials)
-        return float(np.average(values.astype(np.float64), weights=sample_weight))
+        return mean_of(values, sample_weight)
 
     def sample(
         self,
@@ -273,7 +274,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         return tighten(start, data if is_bound or rows is None else rows, **self._stopping())
 
     def _keep(self, optimum: AffineOptimum | RefinedOptimum) -> AffineVAE:
-        self.optimum_ = optimum
+        names = getattr(self, "feature_names_in_", None)  # moments know none
+        self.optimum_ = optimum = optimum._replace(column_names=None if names is None else ColumnNames(names))
         self.components_ = np.asarray(optimum.loadings).T
         self.intercept_ = np.asarray(optimum.intercept)
         self.coefficients_ = None if (B := optimum.model.coefficients) is None else np.asarray(B)

@@ -91,6 +91,24 @@ def _rows(
     return named(Rows(x, weight=sample_weight, missing=missing, **brought), names)
 
 
+def mean_of(values: np.ndarray, sample_weight: Any) -> float:
+    """The mean over rows by their weight, of those that have one.
+
+    Raises:
+        ValueError: weights that are not a number a row, finite, at least 0 and not all 0.
+    """
+    if sample_weight is None:
+        return float(np.mean(values, dtype=np.float64))
+    weight = _validation._check_sample_weight(sample_weight, values, dtype=np.float64)
+    if (weight < 0).any():
+        row = int(np.argmax(weight < 0))
+        raise ValueError(f"sample_weight: expected no number below 0, got {weight[row]:g} at [{row}]")
+    if not weight.any():
+        raise ValueError("sample_weight: expected at least one number above 0")
+    counts = weight > 0
+    return float(np.average(values[counts].astype(np.float64), weights=weight[counts]))
+
+
 def refuse_without_trials(rows: Rows) -> None:
     """No entry of 0 trials, which is a missing one, where none has a place.
 

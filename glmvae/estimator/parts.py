@@ -11,6 +11,7 @@ from glmvae.entries import refuse_empty
 from glmvae.families import Family
 from glmvae.rows import Rows, named
 from glmvae.statistics import Moments, moments
+from glmvae.statistics.moment_checks import check_held
 
 _METHODS = ("closed-form", "tightened", "exact")
 _SCORINGS = ("elbo", "likelihood")
@@ -70,12 +71,16 @@ def moments_of(rows: Rows, family: Family) -> Moments:
     """In double precision, whatever JAX is set to, if the rows are; then cast to what the rest is computed in.
 
     So tables, which have 64 bits, give the same moments in any order, and rows the same as their repeats and weights.
+
+    Raises:
+        ValueError: that precision cannot hold the covariance; it names the column.
     """
     dtype = rows.dtype
     with jax.enable_x64(True):
         found = moments(rows, family=family)._replace(family=None)
-    with np.errstate(over="ignore"):  # what does not fit is refused where the moments are used
+    with np.errstate(over="ignore"):
         cast: Moments = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), found)
+    check_held(cast, np.min(rows.x, axis=0), np.max(rows.x, axis=0), rows.column_names)
     return cast._replace(family=family)
 
 

@@ -42,9 +42,11 @@ def check_held(data: Moments, low: Any, high: Any, column_names: tuple[str, ...]
         raise ValueError(
             f"weight: expected a sum that {np.asarray(data.count).dtype} can hold, got {float(data.count):g}"
         )
-    dtype = np.asarray(data.covariance).dtype
-    over = ~np.isfinite(np.asarray(data.covariance)).all(axis=0)
+    covariance = np.asarray(data.covariance)
+    dtype, variance = covariance.dtype, np.diagonal(covariance)
+    over = ~np.isfinite(covariance).all(axis=0)
     with np.errstate(over="ignore"):
+        over |= (variance == variance.max()) & ~np.isfinite(variance.sum(dtype=dtype))  # so would their eigenvalues
         under = _underflows(np.asarray(high, np.float64) - np.asarray(low, np.float64), dtype)
     for bad, what in ((over, "overflows"), (under, "underflows")):
         if bad.any():
