@@ -4,7 +4,7 @@ Of concrete matrices by LAPACK in double precision, whatever the matrix comes in
 columns of very different scale survive; and on one thread, since threads of a BLAS that wait for each other on a busy
 machine cost far more than they ever gain. Where only leading vectors are asked for, the matrix is made tridiagonal
 once, which gives all eigenvalues and those vectors. Of traced matrices by ``jnp.linalg.eigh`` in their own precision,
-with a derivative that stays finite and right where eigenvalues are equal.
+with a first derivative that stays finite and right where eigenvalues are equal; second ones want them apart.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def decomposed(
         values, vectors, coupling = _traced(jnp.asarray(matrix))
         if noise is not None:
             made_by_noise = values <= _made_by(noise, jnp.diagonal(matrix), vectors)
-            values = jnp.where(made_by_noise, 0.0, values)  # NaN stays NaN
+            values = jnp.where(made_by_noise, values - jax.lax.stop_gradient(values), values)  # NaN stays NaN
         return Decomposition(values, vectors, coupling)
     host = np.asarray(matrix)
     found, basis = _on_host(host.astype(np.float64), host.shape[0] if units is None else units, noise)

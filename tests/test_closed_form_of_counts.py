@@ -222,3 +222,21 @@ def test_derivatives_in_weights_that_are_0_too():
     slope, step = jax.grad(bound)(weight), 1e-6
     found = (-3 * bound(weight) + 4 * bound(weight.at[2].add(step)) - bound(weight.at[2].add(2 * step))) / (2 * step)
     np.testing.assert_allclose(slope[2], found, rtol=1e-6)
+
+
+@pytest.mark.float64
+def test_a_weight_of_0_off_the_plane_of_the_others_has_its_derivative():
+    """The others fill two of four dimensions: of the eigenvalues that are 0 one rises with the weight."""
+    rng = np.random.default_rng(0)
+    x = np.vstack([rng.normal(size=(30, 2)) @ rng.normal(size=(2, 4)), 2 * rng.normal(size=(1, 4))])
+    weight = jnp.asarray(np.r_[np.ones(30), 0.0])
+
+    def value(weight):
+        optimum = fit(Rows(x, weight=weight), Gaussian(), 1)
+        return jnp.stack([optimum.elbo_taylor, optimum.dispersion])
+
+    step = 1e-6
+    slope = (value(weight.at[-1].set(step)) - value(weight)) / step
+    found = jax.jacrev(value)(weight)[:, -1]
+    np.testing.assert_allclose(found, slope, rtol=1e-3)
+    assert slope[1] > 0.1  # without that eigenvalue it falls
