@@ -92,7 +92,12 @@ def posterior(optimum: Any, x: Any) -> Posterior:
     source = as_source(x, columns=model.loadings.shape[0], like=optimum)
     family = in_precision(model.family, encoder.weight.dtype)
     _warn_of_rounding(encoder)
-    at_zero = hasattr(optimum, "expansion_point") and (model.family.is_quadratic or _is_zero(optimum.expansion_point))
+    at_zero = hasattr(optimum, "expansion_point") and (
+        model.family.is_quadratic
+        or model.family.needs_trials
+        or _is_zero(optimum.expansion_point)
+        or _had_offset(optimum)
+    )
     mean = per_row(
         _encoded if at_zero else _encoded_plain,
         source,
@@ -110,6 +115,11 @@ def check_optimum(optimum: Any) -> None:
     """An affine optimum: what fit returns, or whatever has the same fields."""
     if not all(hasattr(optimum, name) for name in ("model", "encoder", "eigenvalues")):
         raise TypeError(f"optimum: expected an AffineOptimum (see glmvae.fit), got {type(optimum).__name__}")
+
+
+def _had_offset(optimum: Any) -> bool:
+    """Then it is expanded at 0 beside it, as with trials an entry; under a transformation the point does not tell."""
+    return "offset" in (getattr(optimum, "brought", None) or ())
 
 
 def _is_zero(point: Any) -> bool:

@@ -101,3 +101,15 @@ def test_covariates_under_a_transformation_of_the_decoder_alone():
     np.testing.assert_allclose(slope, jax.jit(jax.grad(elbo))(model.loadings), rtol=1e-4)
     up, down = (elbo(model.loadings.at[1, 0].add(h)) for h in (1e-2, -1e-2))
     np.testing.assert_allclose(slope[1, 0], (up - down) / 2e-2, rtol=1e-2)
+
+
+@pytest.mark.any_precision
+def test_draws_that_agree_have_a_standard_error_with_a_derivative():
+    q = Posterior(jnp.zeros((2, 0)), jnp.zeros((1, 0, 0)))
+
+    def error(intercept):
+        decoder = Affine(jnp.zeros((2, 0)), intercept)
+        return elbo_monte_carlo(jax.random.key(0), decoder, np.ones((2, 2)), q, Poisson(), num_samples=5)[1].sum()
+
+    assert error(jnp.zeros(2)) == 0
+    np.testing.assert_array_equal(jax.grad(error)(jnp.zeros(2)), 0.0)

@@ -1,5 +1,6 @@
 """The closed form of rows with weights, covariates, an offset and trials an entry: right, or refused by name."""
 
+import jax
 import numpy as np
 import pytest
 import scipy.optimize
@@ -233,3 +234,16 @@ def test_covariates_that_are_nearly_collinear_are_taken(dtype):
     expected = np.linalg.lstsq(np.column_stack([np.ones(N), c]), x.astype(np.float64), rcond=None)[0][1:]
     np.testing.assert_allclose(o.decoder.coefficients, expected, rtol=1e-2, atol=1e-2)
     assert np.linalg.cond(np.corrcoef(c, rowvar=False)) > 500
+
+
+@pytest.mark.any_precision
+def test_posteriors_beside_an_offset_or_trials_under_jit():
+    rng = np.random.default_rng(0)
+    x, offset, trials = (rng.random((30, 3)) < 0.4) * 1.0, rng.normal(size=(30, 1)), rng.integers(1, 5, (30, 3)) * 1.0
+    for rows, family in ((Rows(x, offset=offset), Bernoulli()), (Rows(x, trials=trials), Binomial(None))):
+
+        def mean(rows, family=family):
+            return posterior(fit(rows, family, 2), rows).mean
+
+        eager = np.asarray(mean(rows))
+        np.testing.assert_allclose(np.abs(jax.jit(mean)(rows)), np.abs(eager), rtol=1e-4, atol=1e-6)  # signs of units

@@ -292,3 +292,14 @@ def test_a_bar_shows_every_point_and_fold(capsys):
     select(drawn(Gaussian(), 0, 40, 4), Gaussian(), [0, 1], folds=3, progress=True)
     shown = capsys.readouterr().err
     assert re.search(r"select closed-form: 100%.*6/6 .*nats per row", shown)
+
+
+def test_an_error_in_a_fold_says_so():
+    x, rare = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20.0)[:, None] == 7
+    rows = Rows(x, covariates=rare)
+    fit(rows, Gaussian(), 1)
+    with pytest.raises(ValueError, match="covariates: column 0 does not vary") as caught:
+        select(rows, Gaussian(), [0, 1], folds=4)
+    assert "without fold" in caught.value.__notes__[0]
+    with pytest.raises(ValueError, match="seed: expected an integer below"):
+        select(x, Gaussian(), [0], seed=2**70)

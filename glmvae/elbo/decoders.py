@@ -208,7 +208,8 @@ def _monte_carlo(
 
     zero = jnp.zeros(rows.num_rows, rows.x.dtype)
     count, mean, squares = over_draws(add, (zero[0], zero, zero), draws, rows)
-    error = jnp.sqrt(squares / jnp.maximum(count - 1, 1) / count)
+    differ = squares > 0  # else the root has no derivative
+    error = jnp.where(differ, jnp.sqrt(jnp.where(differ, squares, 1.0) / jnp.maximum(count - 1, 1) / count), squares)
     return None, (mean - objective.beta * kl_of(posterior), error)
 
 

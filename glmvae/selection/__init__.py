@@ -115,6 +115,8 @@ def select(
     by_entry = _check_words(holdout, method, metric, family)
     folds = _settings.integer(folds, "folds", least=2)
     seed = _settings.integer(seed, "seed", least=0)
+    if seed >= 2**63:
+        raise ValueError(f"seed: expected an integer below 2^63, got {seed}")
     _settings.positive(tolerance, "tolerance")
     metric = metric or ("log_likelihood" if by_entry else "elbo")
     split = entries_without if by_entry else rows_without
@@ -130,9 +132,13 @@ def select(
                 models = _from_spectrum(grid, _without(parts, fold), expand_at, method)
             else:
                 models = _ascents(grid, part, method, float(tolerance))
-            for i, model in models:
-                scores[i, fold] = score_of(padded(model, grid.most), part, metric, by_entry, key)
-                report(float(scores[i, fold]))
+            try:
+                for i, model in models:
+                    scores[i, fold] = score_of(padded(model, grid.most), part, metric, by_entry, key)
+                    report(float(scores[i, fold]))
+            except ValueError as error:
+                error.add_note(f"select: in what is left of the data without fold {fold} of {folds}")
+                raise
     setting = f"{family!r}, {method}, {folds} folds of {holdout}, {metric.replace('_', '-')}"
     return Selection(table_of(grid.points, scores), scores, unit, setting)
 
