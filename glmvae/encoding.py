@@ -92,14 +92,8 @@ def posterior(optimum: Any, x: Any) -> Posterior:
     source = as_source(x, columns=model.loadings.shape[0], like=optimum)
     family = in_precision(model.family, encoder.weight.dtype)
     _warn_of_rounding(encoder)
-    at_zero = hasattr(optimum, "expansion_point") and (
-        model.family.is_quadratic
-        or model.family.needs_trials
-        or _is_zero(optimum.expansion_point)
-        or _had_offset(optimum)
-    )
     mean = per_row(
-        _encoded if at_zero else _encoded_plain,
+        _encoded if _takes_residuals(optimum, model.family) else _encoded_plain,
         source,
         encoder,
         family,
@@ -117,13 +111,16 @@ def check_optimum(optimum: Any) -> None:
         raise TypeError(f"optimum: expected an AffineOptimum (see glmvae.fit), got {type(optimum).__name__}")
 
 
-def _had_offset(optimum: Any) -> bool:
-    """Then it is expanded at 0 beside it, as with trials an entry; under a transformation the point does not tell."""
-    return "offset" in (getattr(optimum, "brought", None) or ())
+def _takes_residuals(optimum: Any, family: Family) -> bool:
+    """Whether the encoder acts on working residuals: it is that of an expansion at 0, or beside an offset or trials.
 
-
-def _is_zero(point: Any) -> bool:
-    return _checks.concrete(point) and not np.any(np.asarray(point))
+    Under a transformation the point does not tell, what the rows of the optimum brought does.
+    """
+    if not hasattr(optimum, "expansion_point"):
+        return False
+    if family.is_quadratic or family.needs_trials or "offset" in (getattr(optimum, "brought", None) or ()):
+        return True
+    return _checks.concrete(optimum.expansion_point) and not np.any(np.asarray(optimum.expansion_point))
 
 
 def _warn_of_rounding(encoder: Encoder) -> None:

@@ -153,8 +153,7 @@ def test_the_optimum_knows_the_columns_of_the_table(method):
     x = np.random.default_rng(0).normal(size=(40, 3))
     table = pd.DataFrame(x, columns=["a", "b", "c"])
     vae = AffineVAE(1, method=method, dispersion=1.0, max_rounds=3)
-    fits = [vae.fit] if method == "exact" else [vae.fit, AffineVAE(1, dispersion=1.0).partial_fit]
-    for of in fits:
+    for of in [vae.fit] if method == "exact" else [vae.fit, vae.partial_fit]:
         with pytest.raises(ValueError, match='expected the columns of the optimum, "a" at 0, got "c"'):
             best_posterior(of(table).optimum_, table[["c", "b", "a"]])
     assert vae.fit(x).optimum_.column_names is None
@@ -182,3 +181,6 @@ def test_weights_of_a_score_are_looked_at():
     for wrong in (-weight, weight + np.nan, weight[:3], weight[:, None], 0 * weight, np.full(20, "heavy")):
         with pytest.raises(ValueError, match=r"[sS]ample.?weight|could not convert"):
             vae.score(x, sample_weight=wrong)
+    for call in (vae.fit, vae.score):
+        with pytest.raises(ValueError, match=r"sample_weight: expected no number below 0, got -1 at \[1\]"):
+            call(x, sample_weight=-weight)

@@ -18,7 +18,7 @@ from glmvae.ascent import best_posterior, refine
 from glmvae.elbo import elbo_exact
 from glmvae.estimator import parts
 from glmvae.estimator.generation import mean_given, sample_given
-from glmvae.estimator.incoming import FLOATS, beside, mean_of, refuse_without_trials, rows_to_ask, rows_to_fit
+from glmvae.estimator.incoming import FLOATS, beside, refuse_without_trials, rows_to_ask, rows_to_fit, weights_of
 from glmvae.estimator.named_families import dispersion_of, is_never_negative
 from glmvae.jaakkola import tighten
 from glmvae.likelihood import log_likelihood
@@ -220,8 +220,9 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         sample_weight: Any = None,
     ) -> float:
         """The (weighted) mean of :meth:`score_samples`, nats per row: the larger the better."""
-        values = self.score_samples(X, offset=offset, covariates=covariates, trials=trials)
-        return mean_of(values, sample_weight)
+        values = self.score_samples(X, offset=offset, covariates=covariates, trials=trials).astype(np.float64)
+        weight = weights_of(sample_weight, values)
+        return float(np.average(values[weight > 0], weights=weight[weight > 0]))
 
     def sample(
         self,

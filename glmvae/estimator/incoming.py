@@ -86,27 +86,22 @@ def _rows(
     if is_never_negative(estimator.family):
         _check_not_negative(x, names)
     if sample_weight is not None:
-        sample_weight = _validation._check_sample_weight(sample_weight, x)
+        sample_weight = weights_of(sample_weight, x)
     brought = beside(estimator, reset, **brought)
     return named(Rows(x, weight=sample_weight, missing=missing, **brought), names)
 
 
-def mean_of(values: np.ndarray, sample_weight: Any) -> float:
-    """The mean over rows by their weight, of those that have one.
+def weights_of(sample_weight: Any, x: np.ndarray) -> np.ndarray:
+    """A weight a row, as scikit-learn takes them; 1 where there are none.
 
     Raises:
-        ValueError: weights that are not a number a row, finite, at least 0 and not all 0.
+        ValueError: not one for all or one a row; NaN; a number below 0, by its index.
     """
-    if sample_weight is None:
-        return float(np.mean(values, dtype=np.float64))
-    weight = _validation._check_sample_weight(sample_weight, values, dtype=np.float64)
+    weight: np.ndarray = _validation._check_sample_weight(sample_weight, x)
     if (weight < 0).any():
         row = int(np.argmax(weight < 0))
         raise ValueError(f"sample_weight: expected no number below 0, got {weight[row]:g} at [{row}]")
-    if not weight.any():
-        raise ValueError("sample_weight: expected at least one number above 0")
-    counts = weight > 0
-    return float(np.average(values[counts].astype(np.float64), weights=weight[counts]))
+    return weight
 
 
 def refuse_without_trials(rows: Rows) -> None:

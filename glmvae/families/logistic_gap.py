@@ -96,6 +96,6 @@ def trapezoid(mean: Array, deviation: Array) -> Gaps:
 def mixture(mean: Array, variance: Array) -> Gaps:
     """The three to an absolute error of 5e-8 (float32) or 3e-12 (float64)."""
     excess, tail, slope = expected_logistic(mean, variance)
-    small = jnp.exp(jnp.where(mean > 0, -mean, mean))
+    small = jnp.exp(jnp.where(mean > 0, -mean, mean))  # not of abs, as there
     gap = small / (1 + small) - tail
     return excess - jnp.log1p(small), jnp.where(mean > 0, gap, -gap), slope
