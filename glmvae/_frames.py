@@ -40,7 +40,17 @@ def shown(index: int, names: tuple[str, ...] | None) -> str:
     return "" if names is None else f' (column "{names[index]}")'
 
 
-def refuse_other(names: Any, wanted: Any, name: str, whose: str) -> None:
+def refuse_other(rows: Any, wanted: Any, name: str, whose: str, where: str = "") -> None:
+    """Where both know names, rows have those of what is wanted, for their columns and for their covariates.
+
+    Raises:
+        ValueError: they have not; it names the first.
+    """
+    for of, kept, what in ((name, "column_names", "the columns"), ("covariates", "covariate_names", "those")):
+        refuse_names(getattr(rows, kept, None), getattr(wanted, kept, None), of, f"{what} {whose}{where}")
+
+
+def refuse_names(names: Any, wanted: Any, name: str, whose: str) -> None:
     """Where both are known, names are those wanted, in their order; another number of them is judged elsewhere.
 
     Raises:
@@ -53,10 +63,10 @@ def refuse_other(names: Any, wanted: Any, name: str, whose: str) -> None:
             raise ValueError(f'{name}: expected {whose}, "{expected}" at {j}, got "{here}"')
 
 
-def names_for(source: Any, start: Any = None) -> ColumnNames | None:
-    """Those of a source, or of what it is fitted on from; None of moments."""
-    names = getattr(source, "column_names", None) or getattr(start, "column_names", None)
-    return None if names is None else ColumnNames(names)
+def names_for(source: Any, start: Any = None) -> dict[str, Any]:
+    """Those of a source, or of what it is fitted on from, as fields of a result; None of moments."""
+    fields = ("column_names", "covariate_names")
+    return {field: getattr(source, field, None) or getattr(start, field, None) for field in fields}
 
 
 def listed(names: tuple[str, ...] | None) -> str:

@@ -108,7 +108,7 @@ def tighten(
         history=jax.device_put(np.asarray(history, data.mean.dtype)),
         converged=jax.device_put(converged),
         dispersion_estimated=jax.device_put(False),
-        column_names=names_for(source, optimum),
+        **names_for(source, optimum),
     )
 
 

@@ -46,6 +46,7 @@ class AffineOptimum(NamedTuple):
         expansion_point: eta0, (d,); added to an offset.
         dispersion_estimated: whether phi was part of what was maximised.
         column_names: of a table's columns; None of an array and of moments. Rows with other names are refused.
+        covariate_names: of a table's covariates, likewise.
         brought: ``("offset",)`` where the rows brought one: rows without are refused, zeros are taken; None where they
             did not, and of moments with trials an entry. No leaf of the pytree; ``.model`` does not know it.
     """
@@ -57,6 +58,7 @@ class AffineOptimum(NamedTuple):
     expansion_point: Float[Array, " d"]
     dispersion_estimated: Bool[Array, ""]
     column_names: ColumnNames | None = None
+    covariate_names: ColumnNames | None = None
     brought: Brought | None = None
 
     @property
@@ -180,9 +182,10 @@ def fit(
     data = as_moments(source, family)
     latent_dim = _settings.latent_dim(latent_dim, data.mean.shape[0], least=0)
     beta = _settings.positive(beta, "beta", dtype=data.mean.dtype)
-    spectrum = spectrum_of(data, family, dispersion, expand_at, max(latent_dim, 1))
+    names = names_for(source)
+    spectrum = spectrum_of(data, family, dispersion, expand_at, max(latent_dim, 1), names["covariate_names"])
     found = _optimum(spectrum, latent_dim, beta, None)
-    return found._replace(column_names=names_for(source), brought=brought_by(data if source is x else source))
+    return found._replace(**names, brought=brought_by(data if source is x else source))
 
 
 def optimum_at(

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae import _checks
+from glmvae._frames import ColumnNames, shown
 from glmvae._precision import in_full
 from glmvae.decomposition import one_thread
 from glmvae.expansion import working_response, working_weight
@@ -67,7 +68,7 @@ def expanded(data: Moments, family: Family, eta0: Float[Array, " d"], phi: Array
     return family.by_member(of, columns_of(data, family, phi), at_offset, eta0, phi)
 
 
-def least_squares(covariates: Covariates) -> Float[Array, "p d"]:
+def least_squares(covariates: Covariates, names: ColumnNames | None = None) -> Float[Array, "p d"]:
     """The coefficients of x on known covariates, from their moments; of concrete ones in double precision.
 
     Raises:
@@ -80,15 +81,15 @@ def least_squares(covariates: Covariates) -> Float[Array, "p d"]:
     scale = np.sqrt(np.diagonal(spread))
     floor = np.finfo(dtype).eps * np.abs(np.asarray(covariates.mean, np.float64))
     if (still := scale <= floor).any():
-        raise ValueError(
-            f"covariates: column {int(np.argmax(still))} does not vary, the intercept stands for it; leave it out"
-        )
-    _check_rank(spread / np.outer(scale, scale), dtype)
+        column = int(np.argmax(still))
+        which = f"column {column}{shown(column, names)}"
+        raise ValueError(f"covariates: {which} does not vary, the intercept stands for it; leave it out")
+    _check_rank(spread / np.outer(scale, scale), dtype, names)
     solved = np.linalg.solve(spread / np.outer(scale, scale), cross / scale[:, None]) / scale[:, None]
     return jax.device_put(solved.astype(dtype))
 
 
-def _check_rank(correlation: np.ndarray, dtype: np.dtype) -> None:
+def _check_rank(correlation: np.ndarray, dtype: np.dtype, names: ColumnNames | None) -> None:
     from scipy.linalg import qr
 
     with one_thread():
@@ -96,10 +97,10 @@ def _check_rank(correlation: np.ndarray, dtype: np.dtype) -> None:
     own = np.abs(np.diagonal(triangle))
     rank = int(np.sum(own > _OWN * len(own) * np.finfo(dtype).eps * own[0]))
     if rank < len(own):
-        columns = sorted(int(c) for c in order[rank:])
+        column = int(max(order[rank:]))
         raise ValueError(
-            f"covariates: column {columns[-1]} is a linear combination of the others (and the intercept), so {rank} of "
-            f"{len(own)} covariates have coefficients of their own; leave it out"
+            f"covariates: column {column}{shown(column, names)} is a linear combination of the others (and the "
+            f"intercept), so {rank} of {len(own)} covariates have coefficients of their own; leave it out"
         )
 
 

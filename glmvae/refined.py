@@ -39,6 +39,7 @@ class RefinedOptimum(NamedTuple):
         converged: whether what is left to gain fell below the tolerance.
         dispersion_estimated: whether phi was part of what was maximised.
         column_names: of a table's columns, its own or those of the start; rows with other names are refused.
+        covariate_names: of a table's covariates, likewise.
         brought: ``("offset",)`` where the rows brought one: rows without are refused, zeros are taken; None where they
             did not. No leaf of the pytree; ``.model`` does not know it.
     """
@@ -53,6 +54,7 @@ class RefinedOptimum(NamedTuple):
     converged: Bool[Array, ""]
     dispersion_estimated: Bool[Array, ""]
     column_names: ColumnNames | None = None
+    covariate_names: ColumnNames | None = None
     brought: Brought | None = None
 
     @property

@@ -19,6 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from glmvae import _checks, _frames
+from glmvae._frames import ColumnNames
 from glmvae.families import Family
 from glmvae.row_fields import checked_fields
 
@@ -51,7 +52,7 @@ class Rows:
             ``Mixed`` (N, d) or (1, d), and 1 in the columns of its other members, which know no trials.
         offset: added to eta (log exposure, library size): (N,) or (N, 1), one a row; (N, d); or (1, d), one a column.
             An optimum knows that its rows brought one and refuses rows without; zeros say "none".
-        covariates: (N, p), known columns beside the latent ones.
+        covariates: (N, p), known columns beside the latent ones; a table's names are kept as ``covariate_names``.
         missing: (N, d) or (1, d), true where an entry of x is to be ignored, whatever stands there.
         weight: of the rows in sums and means, (N,), not negative, not all 0. It never changes a row's own result.
 
@@ -73,7 +74,8 @@ class Rows:
     covariates: Any
     missing: Any
     weight: Any
-    column_names: tuple[str, ...] | None = dataclasses.field(default=None, init=False)
+    column_names: ColumnNames | None = dataclasses.field(default=None, init=False)
+    covariate_names: ColumnNames | None = dataclasses.field(default=None, init=False)
     #: (row, column) of the first entry of each column that is missing for want of trials; no part of the pytree either.
     without_trials: tuple[tuple[int, int], ...] = dataclasses.field(default=(), init=False)
 
@@ -91,6 +93,7 @@ class Rows:
         for name, value in zip(FIELDS, fields, strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "column_names", _frames.names_of(x))
+        object.__setattr__(self, "covariate_names", _frames.names_of(covariates))
         object.__setattr__(self, "without_trials", without_trials)
 
     @property
@@ -149,10 +152,11 @@ def as_rows(x: Any) -> Rows:
     return x if isinstance(x, Rows) else Rows(x)
 
 
-def named(rows: Rows, column_names: tuple[str, ...] | None) -> Rows:
-    """The same rows, their columns named."""
+def named(rows: Rows, column_names: ColumnNames | None, covariate_names: ColumnNames | None) -> Rows:
+    """The same rows, their columns and covariates named."""
     rows = rows.replace()
     object.__setattr__(rows, "column_names", column_names)
+    object.__setattr__(rows, "covariate_names", covariate_names)
     return rows
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from glmvae import _checks, _frames
+from glmvae._frames import ColumnNames
 from glmvae.rows import OFFSET, Brought, Rows, as_rows
 
 
@@ -25,6 +26,7 @@ class Source:
         passes: how often :meth:`pieces` may be called, None for as often as wanted.
         dtype: the precision to compute in.
         column_names: of the columns, where they have any: those of a table, of the first batch.
+        covariate_names: of the covariates, likewise.
         has_offset: whether the rows bring one; None where that is not known before a pass.
     """
 
@@ -32,7 +34,8 @@ class Source:
     num_rows: int | None = None
     passes: int | None = None
     dtype: np.dtype
-    column_names: tuple[str, ...] | None = None
+    column_names: ColumnNames | None = None
+    covariate_names: ColumnNames | None = None
     has_offset: bool | None = None
 
     def pieces(self) -> Iterator[Rows]:
@@ -51,7 +54,8 @@ class RowsSource(Source):
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self.num_rows, self.num_columns, self.dtype = rows.num_rows, rows.num_columns, rows.dtype
-        self.column_names, self.has_offset = rows.column_names, rows.offset is not None
+        self.column_names, self.covariate_names = rows.column_names, rows.covariate_names
+        self.has_offset = rows.offset is not None
 
     def pieces(self) -> Iterator[Rows]:
         yield self._rows
@@ -80,7 +84,8 @@ class BatchSource(Source):
             raise ValueError(f"{name}: expected at least one batch of rows, got none")
         self._first = self._batch(first, 0)
         self.num_columns, self.dtype = self._first.num_columns, self._first.dtype
-        self.column_names, self.has_offset = self._first.column_names, self._first.offset is not None
+        self.column_names, self.covariate_names = self._first.column_names, self._first.covariate_names
+        self.has_offset = self._first.offset is not None
 
     def _open(self) -> Iterable[Any]:
         if isinstance(self._make, Iterator):
@@ -107,8 +112,7 @@ class BatchSource(Source):
                 f"{index}; zeros are no offset"
             )
         if index:
-            whose = f"the columns of batch 0 in batch {index}"
-            _frames.refuse_other(rows.column_names, self.column_names, self._name, whose)
+            _frames.refuse_other(rows, self, self._name, "of batch 0", f" in batch {index}")
         return rows
 
     def pieces(self) -> Iterator[Rows]:
@@ -148,19 +152,19 @@ def as_source(x: Any, name: str = "x", columns: int | None = None, like: Any = N
     if columns is not None and source.num_columns != columns:
         shape = "" if source.rows is None else f" (shape {source.rows.x.shape})"
         raise ValueError(f"{name}: expected {columns} columns, got {source.num_columns}{shape}")
-    wanted = getattr(like, "column_names", None)
-    _frames.refuse_other(source.column_names, wanted, name, "the columns of the optimum")
+    _frames.refuse_other(source, like, name, "of the optimum")
     require_offset(like, source.has_offset)
     return source
 
 
 def require_alike(test: Source, source: Source) -> None:
-    """Test data are what the data x are: columns of the same names in one order, and an offset in both or in neither.
+    """Test data are what the data x are: columns (and covariates) of the same names in one order, and an offset in both
+    or in neither.
 
     Raises:
         ValueError: they are not.
     """
-    _frames.refuse_other(test.column_names, source.column_names, "test", "the columns of x")
+    _frames.refuse_other(test, source, "test", "of x")
     if None not in (source.has_offset, test.has_offset) and source.has_offset != test.has_offset:
         an, one, none = ("an", "one", "none") if source.has_offset else ("no", "none", "one")
         raise ValueError(

@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae import _checks, _settings
+from glmvae._frames import ColumnNames
 from glmvae.decomposition import decompose as decompose
 from glmvae.decomposition import decomposed
 from glmvae.decomposition import signs as signs
@@ -134,7 +135,12 @@ def spectrum(
 
 
 def spectrum_of(
-    data: Moments, family: Family, dispersion: ArrayLike | None, expand_at: ArrayLike | str, units: int | None = None
+    data: Moments,
+    family: Family,
+    dispersion: ArrayLike | None,
+    expand_at: ArrayLike | str,
+    units: int | None = None,
+    covariate_names: ColumnNames | None = None,
 ) -> Spectrum:
     """:func:`spectrum` of moments already checked, with at least ``units`` vectors; None is all."""
     dtype = data.mean.dtype
@@ -149,15 +155,21 @@ def spectrum_of(
     with as_concrete((data, known, phi, eta0)):
         plain = data._replace(family=None)
         quadratic = expanded(plain, known, eta0, np.ones((), dtype) if phi is None else phi)
-    return decomposed_spectrum(data, family, quadratic, phi, eta0, units)
+    return decomposed_spectrum(data, family, quadratic, phi, eta0, units, covariate_names)
 
 
 def decomposed_spectrum(
-    data: Moments, family: Family, quadratic: Quadratic, phi: Array | None, eta0: Array, units: int | None = None
+    data: Moments,
+    family: Family,
+    quadratic: Quadratic,
+    phi: Array | None,
+    eta0: Array,
+    units: int | None = None,
+    covariate_names: ColumnNames | None = None,
 ) -> Spectrum:
     """The spectrum of any quadratic; phi is None where it is open, and 1 in the quadratic."""
     dtype = data.mean.dtype
-    coefficients = None if data.covariates is None else least_squares(data.covariates)
+    coefficients = None if data.covariates is None else least_squares(data.covariates, covariate_names)
     covariance = residual_covariance(data, coefficients)
     numpy: Any = np if _checks.concrete((covariance, quadratic)) else jnp
     precision = np.float64 if numpy is np else dtype
@@ -187,11 +199,12 @@ def dispersion_of(family: Family, dispersion: ArrayLike | None, columns: int, dt
         ValueError: none where the family needs one, one that is not positive or of another shape.
     """
     if dispersion is None:
-        if family.is_quadratic and family.estimates_dispersion:
+        if family.is_quadratic and family.columns is None and family.estimates_dispersion:
             return None
         if family.fixed_dispersion is None:
+            advice = ', from which refine(dispersion="estimate") finds the best' if family.estimates_dispersion else ""
             raise ValueError(
-                f"dispersion: {family!r} needs one, got None; expected a positive scalar or shape ({columns},)"
+                f"dispersion: {family!r} needs one, got None; expected a positive scalar or shape ({columns},){advice}"
             )
         dispersion = family.fixed_dispersion
     phi = _settings.positive(dispersion, "dispersion", columns, dtype=dtype)

@@ -55,7 +55,9 @@ def test_what_is_said_of_each():
     assert all(f.has_remainder for f in BUILT_IN)
     mixed = Mixed([(Gaussian(), [0]), (Binomial(None), [1])])
     assert mixed.needs_trials
-    assert not any([mixed.is_quadratic, mixed.is_logistic, mixed.estimates_dispersion])
+    assert not any([mixed.is_quadratic, mixed.is_logistic])
+    assert mixed.estimates_dispersion
+    assert not Mixed([(Bernoulli(), [1]), (NegativeBinomial(2.0), [0])]).estimates_dispersion
     assert Mixed([(Gaussian(), [1]), (Gaussian(activation_scale=2.0), [0])]).is_quadratic
     assert Mixed([(Bernoulli(), [1]), (NegativeBinomial(2.0), [0])]).is_logistic
 

@@ -10,9 +10,10 @@ import pytest
 from compilations import counted
 from tables import all_refused
 
-from glmvae import Rows, best_posterior, diagnose, fit, load, moments, posterior, refine, save
+from glmvae import Rows, best_posterior, diagnose, fit, load, moments, posterior, refine, save, select, tighten
+from glmvae.estimator import AffineVAE
 from glmvae.families import Bernoulli, Gaussian, Mixed, Poisson
-from glmvae.sources import as_source
+from glmvae.sources import as_source, require_alike
 
 pytestmark = pytest.mark.any_precision
 
@@ -207,3 +208,45 @@ def test_an_optimum_keeps_the_names_and_refuses_others(tmp_path):
         assert best_posterior(found, table.to_numpy()).mean.shape == (20, 1)  # without names there is nothing to hold
     assert fit(moments(table), Gaussian(), 1).column_names is None
     assert jax.tree.map(lambda leaf: leaf, optimum).column_names == optimum.column_names
+
+
+def test_covariates_in_another_order_are_refused(tmp_path):
+    known = pd.DataFrame(RNG.normal(size=(30, 2)), columns=["dose", "batch"])
+    x = known.to_numpy() @ np.array([[1.0, 2.0, -1.0], [0.0, 1.0, 3.0]]) + RNG.normal(size=(30, 3))
+    rows, moved = Rows(x, covariates=known), Rows(x, covariates=known[["batch", "dose"]])
+    optimum = fit(rows, Gaussian(), 1, dispersion=1.0)
+    save(tmp_path / "kept.npz", optimum)
+    for found in (optimum, refine(optimum, rows, max_rounds=2), tighten(optimum, rows), load(tmp_path / "kept.npz")):
+        assert found.covariate_names == ("dose", "batch")
+        asked = (best_posterior, refine, tighten, *([] if found.encoder is None else [posterior]))
+        for call in asked:
+            with pytest.raises(ValueError, match='covariates: expected those of the optimum, "dose" at 0, got "batch"'):
+                call(found, moved)
+        plain = best_posterior(found, Rows(x, covariates=known.to_numpy()))  # without names there is nothing to hold
+        np.testing.assert_array_equal(plain.mean, best_posterior(found, rows).mean)
+    with pytest.raises(ValueError, match='covariates: expected those of batch 0 in batch 1, "dose" at 0, got "batch"'):
+        moments(lambda: [rows, moved])
+    with pytest.raises(ValueError, match='covariates: expected those of x, "dose" at 0, got "batch"'):
+        require_alike(as_source(moved), as_source(rows))
+    vae = AffineVAE(1).fit(x, covariates=known)
+    assert vae.optimum_.covariate_names == ("dose", "batch")
+    assert "covariate_names" not in repr(jax.tree.structure(rows))
+
+
+def test_a_covariate_without_a_coefficient_is_named():
+    known = pd.DataFrame({"dose": RNG.normal(size=30), "control": 1.0})
+    x = RNG.normal(size=(30, 3))
+    start = fit(x, Gaussian(), 1, dispersion=1.0)
+    for covariates, told in (
+        (known, r'column 1 \(column "control"\) does not vary'),
+        (known.assign(control=-2 * known.dose), r'column 1 \(column "control"\) is a linear combination'),
+    ):
+        rows = Rows(x, covariates=covariates)
+        for call in (
+            lambda rows: fit(rows, Gaussian(), 1),
+            lambda rows: refine(start, rows),
+            lambda rows: select(rows, Gaussian(), [0, 1]),
+            lambda rows: select(rows, Gaussian(), [0, 1], method="exact"),
+        ):
+            with pytest.raises(ValueError, match=f"covariates: {told}"):
+                call(rows)

@@ -268,6 +268,7 @@ def test_a_closed_form_that_fails_is_no_choice_and_says_so():
             {"holdout": "entries"},
             r'method: with holdout="entries" .* got "?\'?closed-form.*no place for a missing entry',
         ),
+        ({"expand_at": "null", "method": "exact"}, 'expand_at: method "exact" expands nowhere, so it takes none, got'),
         ({"holdout": "entries", "method": "tightened"}, 'method: with holdout="entries"'),
         (
             {"holdout": "entries", "method": "exact", "folds": 50},

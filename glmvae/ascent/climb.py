@@ -4,7 +4,7 @@ A round proposes a decoder, the step that the last pass calls for or its extrapo
 method, in the metric of the weighted least squares), and passes over the rows with it. Columns that overshoot, and only
 those, take half the step, then and in the rounds that follow. Where an extrapolation fails the posteriors lag behind,
 as they do with large counts: a pass takes two steps of them until a few extrapolations have held. A dispersion that is
-free is set, with every proposal, to the best for the posteriors of the last pass.
+free moves along, to the best for the posteriors of the last pass, or extrapolated as the decoder is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
-from glmvae.ascent.decoder import SOLVABLE, DecoderStep, decoder_step, moved, stacked, unstacked
+from glmvae.ascent.decoder import DecoderStep, decoder_step, moved, unstacked
+from glmvae.ascent.extrapolation import MEMORY, extrapolated, metric_of, parts_of, point_after, point_of
 from glmvae.ascent.passes import Sums
 from glmvae.ascent.row_posteriors import Change, PosteriorStore, RowPosteriors, no_change
 from glmvae.blocks import sweep, total
@@ -26,9 +28,6 @@ from glmvae.model import Affine, Objective
 from glmvae.rows import Rows, row_sum
 from glmvae.sources import Source
 
-# Steps of the past that an extrapolation looks at, and the rounding units it allows for in their products.
-_MEMORY = 6
-_RIDGE = 100
 _LONGEST_PAUSE = 4
 # Extrapolations that hold, one after the other, before a pass takes one step of the posteriors again.
 _HELD = 4
@@ -145,15 +144,19 @@ class Climb:
         return max(self.tolerance, 4 * self.eps * abs(self.state.elbo))
 
     def try_at(
-        self, decoder: Affine, change: Change | None = None, steps: int | None = None, free: bool = False
+        self,
+        decoder: Affine,
+        change: Change | None = None,
+        steps: int | None = None,
+        dispersion: ArrayLike | None = None,
     ) -> State:
-        """A pass at a proposal; nothing is kept yet."""
+        """A pass at a proposal, its dispersion that of the state where it is None; nothing is kept yet."""
         if steps is None:
             steps = 1 if self._held >= _HELD else 2
         objective: Objective = self.state.objective
         constant: float | None = self._constant
-        if free and self.state.step.dispersion is not None:
-            objective, constant = _with_dispersion(objective, self.state.step.dispersion), None
+        if dispersion is not None:
+            objective, constant = _with_dispersion(objective, dispersion), None
         return at_decoder(self.problem, self.store, decoder, objective, change=change, steps=steps, constant=constant)
 
     def keep(self, new: State) -> None:
@@ -177,12 +180,12 @@ class Climb:
             if max(self.state.step.gain, _remaining(gains)) < self.least:
                 self.converged = True
                 return
-            here = stacked(self.state.decoder)
-            ahead = moved(self.state.decoder, self.state.step, self._caution) - here
+            here, metric = point_of(self.state), metric_of(self.state)
+            ahead = point_after(self.state, self._caution) - here
             before = self.state.elbo
             rose = False
             if points and wait == 0:
-                rose = self._rises(_extrapolate(here, ahead, self.state.step.metric, points, steps, self.eps))
+                rose = self._rises(extrapolated(here, ahead, metric, points, steps, self.eps))
                 if not rose:
                     points.clear()
                     steps.clear()
@@ -194,11 +197,12 @@ class Climb:
                 return
             points.append(here)
             steps.append(ahead)
-            del points[:-_MEMORY], steps[:-_MEMORY]
+            del points[:-MEMORY], steps[:-MEMORY]
             gains.append(self.state.elbo - before)
 
-    def _rises(self, theta: np.ndarray) -> bool:
-        new = self.try_at(unstacked(theta, self.state.decoder), self.state.step.change, free=True)
+    def _rises(self, point: np.ndarray) -> bool:
+        theta, dispersion = parts_of(point, self.state)
+        new = self.try_at(unstacked(theta, self.state.decoder), self.state.step.change, dispersion=dispersion)
         if _is_better(new, self.state):
             self.keep(new)
             self._held += 1
@@ -211,7 +215,7 @@ class Climb:
         step = self.state.step
         for _ in range(_HALVINGS):
             proposal = unstacked(moved(self.state.decoder, step, self._caution), self.state.decoder)
-            new = self.try_at(proposal, step.change, free=True)
+            new = self.try_at(proposal, step.change, dispersion=step.dispersion)
             rose = _is_better(new, self.state)
             was = np.asarray(self.state.objective.dispersion) * np.asarray(self.state.sums.after, np.float64)
             now = np.asarray(new.objective.dispersion) * np.asarray(new.sums.before, np.float64)
@@ -225,8 +229,9 @@ class Climb:
         return False
 
 
-def _with_dispersion(objective: Objective, phi: Array) -> Objective:
+def _with_dispersion(objective: Objective, phi: ArrayLike) -> Objective:
     """Another dispersion, unchecked."""
+    phi = jnp.asarray(phi, objective.dispersion.dtype)
     return jax.tree.unflatten(jax.tree.structure(objective), [*jax.tree.leaves(objective)[:-1], phi])
 
 
@@ -242,26 +247,6 @@ def _remaining(gains: list[float]) -> float:
         return gains[-1]
     rate = min(max(gains[-1] / max(gains[-3], 1e-300), 0.0), 0.9999) ** 0.5
     return gains[-1] * max(1.0, rate / (1 - rate))
-
-
-def _extrapolate(
-    here: np.ndarray,
-    ahead: np.ndarray,
-    metric: np.ndarray,
-    points: list[np.ndarray],
-    steps: list[np.ndarray],
-    eps: float,
-) -> np.ndarray:
-    """Anderson's proposal from this point and step and those before."""
-    moved = np.stack([here - p for p in points])
-    changed = np.stack([ahead - s for s in steps])
-    weighted = (changed * metric).reshape(len(points), -1)
-    gram = weighted @ weighted.T
-    size = np.sqrt(np.diag(gram))
-    size = np.where(size > 0, size, 1.0)
-    ridge = max(_RIDGE * eps, SOLVABLE) * np.eye(len(points))
-    solved = np.linalg.solve(gram / (size[:, None] * size) + ridge, weighted @ (ahead * metric).ravel() / size)
-    return here + ahead - np.tensordot(solved / size, moved + changed, axes=1)
 
 
 def _cautioned(caution: np.ndarray, old: np.ndarray, new: np.ndarray, rose: bool, eps: float) -> np.ndarray:

@@ -74,7 +74,7 @@ def unstacked(theta: np.ndarray, like: Affine) -> Affine:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what is not finite is no step that is taken
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is no step that is taken
 def decoder_step(sums: Sums, decoder: Affine, objective: Objective, free_dispersion: bool) -> DecoderStep:
     """The step of a decoder from the sums of a pass at it."""
     eps = float(np.finfo(sums.gram.dtype).eps)
@@ -105,16 +105,26 @@ def _trusted(objective: Objective, length: np.ndarray) -> np.ndarray:
 
 
 def _dispersion(host: Sums, objective: Objective) -> tuple[Array, float]:
-    """The best phi for the posteriors as they are, and its gain in nats per row.
+    """The best phi for the posteriors as they are, one for all columns or one a column as it is now, and its gain in
+    nats per row.
 
     The gain is that of log p = -deviance / (2 phi) - log(phi) / 2 + ...: Gaussian's own, the saddlepoint approximation
     of others. It only tells whether to go on.
     """
-    now, after = np.asarray(objective.dispersion, np.float64), np.asarray(host.after)
-    phi = objective.family.dispersion_from(jnp.asarray(float(np.sum(-now * after) / np.sum(host.entries))))
-    ratio = now / float(phi) if float(phi) > 0 else np.nan
-    gain = np.sum(after * (ratio - 1) + 0.5 * np.asarray(host.entries) * np.log(ratio)) / host.num_rows
+    now, after, entries = (np.asarray(a, np.float64) for a in (objective.dispersion, host.after, host.entries))
+    family, deviance = objective.family, -now * after
+    if now.ndim:
+        phi = family.by_member(_dispersion_of_columns, deviance / entries, now)
+    else:
+        phi = family.dispersion_from(jnp.asarray(float(np.sum(deviance) / np.sum(entries))))
+    ratio = now / np.asarray(phi, np.float64)
+    gain = np.sum(after * (ratio - 1) + 0.5 * entries * np.log(ratio)) / host.num_rows
     return phi, float(gain) if np.isfinite(gain) else 0.0
+
+
+def _dispersion_of_columns(member: Any, deviance: Array, now: Array) -> Array:
+    """The best phi of each column of a member, or what it is where none can be estimated."""
+    return member.dispersion_from(deviance) if member.estimates_dispersion else now
 
 
 def _least_squares(gram: np.ndarray, score: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:

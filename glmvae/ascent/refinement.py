@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from glmvae import _checks, _settings
-from glmvae._frames import names_for
+from glmvae._frames import ColumnNames, names_for, shown
 from glmvae._progress import bar
 from glmvae.ascent.centring import centred, recentred
 from glmvae.ascent.climb import Climb, Problem
@@ -61,7 +61,7 @@ def refine(
             decoder ``coefficients``.
         method: ``"exact"`` (any family) or ``"entry"`` (columns with a logistic form, or Gaussian).
         dispersion: None goes on as the optimum did: phi is estimated if ``fit`` estimated it, else held. ``"estimate"``
-            (Gaussian, Gamma) or a value say otherwise.
+            (Gaussian, Gamma; of a Mixed one a column of these) or a value say otherwise.
         tolerance: nats per row; stop when what is left to gain is predicted to be less. Below a few rounding units of
             the ELBO no gain can be seen, so in float32 it is at least that.
         max_rounds: passes over the data that are kept, at most.
@@ -121,7 +121,7 @@ def refine(
         found = _refined(problem, decoder, objective, method, float(tolerance), max_rounds, report)
     if centre is not None:
         found = found._replace(model=AffineModel(recentred(found.decoder, -centre), found.model.objective))
-    return found._replace(column_names=names_for(source, optimum), brought=brought_by(source))
+    return found._replace(**names_for(source, optimum), brought=brought_by(source))
 
 
 def _dispersion(optimum: Any, model: AffineModel, asked: Any) -> tuple[Objective, bool]:
@@ -140,8 +140,9 @@ def _dispersion(optimum: Any, model: AffineModel, asked: Any) -> tuple[Objective
         objective, free = model.with_dispersion(phi).objective, False
     if not np.all(np.asarray(objective.dispersion) > 0):
         raise ValueError("optimum: its dispersion is 0 (the data fill too few dimensions); give `dispersion=` a value")
-    if free and np.ndim(objective.dispersion):  # what is estimated is one for all columns
-        objective = model.with_dispersion(np.mean(np.asarray(objective.dispersion))).objective
+    if free:  # one for all columns, of a Mixed one a column
+        start, columns = np.asarray(objective.dispersion), objective.family.columns
+        objective = objective.with_dispersion(np.mean(start) if columns is None else np.broadcast_to(start, columns))
     return objective, free
 
 
@@ -180,7 +181,8 @@ def _means_of_covariates(source: Source) -> np.ndarray:
         return moments(Rows(piece.covariates, weight=None if shared else piece.weight))
 
     found = functools.reduce(merge, map(summed, _pieces(source)))
-    least_squares(Covariates(found.mean, found.covariance, jnp.zeros((found.mean.shape[0], 1), found.mean.dtype)))
+    nothing = jnp.zeros((found.mean.shape[0], 1), found.mean.dtype)
+    least_squares(Covariates(found.mean, found.covariance, nothing), source.covariate_names)
     return np.asarray(found.mean, np.float64)
 
 
@@ -203,11 +205,8 @@ def _refined(
         if not (wake(climb) or pruned):
             break
     state = climb.state
-    if state.step.dispersion is not None and not float(state.step.dispersion) > 0:
-        raise ValueError(
-            "dispersion: nothing of x is left to estimate it from, the ELBO grows without bound as it goes to 0; give "
-            "`dispersion=` a value"
-        )
+    if state.step.dispersion is not None:
+        _refuse_without_noise(np.asarray(state.step.dispersion), problem.source.column_names)
     _tell_if_stuck(climb)
     final, posterior, strength = principal_axes(state, store)
     value = jnp.asarray(state.elbo, decoder.loadings.dtype)
@@ -227,6 +226,16 @@ def _refined(
         converged=jax.device_put(climb.converged),
         dispersion_estimated=jax.device_put(problem.free_dispersion),
     )
+
+
+def _refuse_without_noise(phi: np.ndarray, column_names: ColumnNames | None) -> None:
+    if not np.all(phi > 0):
+        column = int(np.argmin(phi > 0))
+        where = f" of column {column}{shown(column, column_names)}" if phi.ndim else ""
+        raise ValueError(
+            f"dispersion: nothing of x is left to estimate that{where} from, the ELBO grows without bound as it goes "
+            "to 0; give `dispersion=` a value"
+        )
 
 
 def _tell_if_stuck(climb: Climb) -> None:

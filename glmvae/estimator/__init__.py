@@ -53,7 +53,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         expand_at: as in :func:`~glmvae.fit`; of ``"exact"`` it is a start only.
         dispersion: as in :func:`~glmvae.fit`. Where only some columns leave theirs open a scalar is for these, and
             ``{column: value}``, of names or indices, gives each its own. With ``"exact"`` also ``"estimate"``
-            (Gaussian, Gamma).
+            (Gaussian, Gamma, and such columns of several kinds).
         scoring: what ``score`` and ``score_samples`` give: ``"elbo"``, or ``"likelihood"``, by importance sampling
             (:func:`~glmvae.log_likelihood`).
         num_samples: draws a row of ``scoring="likelihood"``.
@@ -276,7 +276,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
 
     def _keep(self, optimum: AffineOptimum | RefinedOptimum) -> AffineVAE:
         names = getattr(self, "feature_names_in_", None)  # moments know none
-        self.optimum_ = optimum = optimum._replace(column_names=None if names is None else ColumnNames(names))
+        optimum = optimum._replace(column_names=None if names is None else ColumnNames(names))
+        self.optimum_ = optimum = optimum._replace(covariate_names=self.covariate_names_in_)
         self.components_ = np.asarray(optimum.loadings).T
         self.intercept_ = np.asarray(optimum.intercept)
         self.coefficients_ = None if (B := optimum.model.coefficients) is None else np.asarray(B)

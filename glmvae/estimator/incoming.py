@@ -60,7 +60,7 @@ def beside(estimator: Any, reset: bool = False, **brought: Any) -> dict[str, Any
     names = _frames.names_of(brought["covariates"])
     if reset:
         estimator.covariate_names_in_ = names
-    _frames.refuse_other(names, getattr(estimator, "covariate_names_in_", None), "covariates", "those of the fit")
+    _frames.refuse_names(names, getattr(estimator, "covariate_names_in_", None), "covariates", "those of the fit")
     return brought
 
 
@@ -88,7 +88,8 @@ def _rows(
     if sample_weight is not None:
         sample_weight = weights_of(sample_weight, x)
     brought = beside(estimator, reset, **brought)
-    return named(Rows(x, weight=sample_weight, missing=missing, **brought), names)
+    rows = Rows(x, weight=sample_weight, missing=missing, **brought)
+    return named(rows, names, rows.covariate_names)
 
 
 def weights_of(sample_weight: Any, x: np.ndarray) -> np.ndarray:

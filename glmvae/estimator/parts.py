@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from glmvae._frames import names_for
 from glmvae.entries import refuse_empty
 from glmvae.families import Family
 from glmvae.rows import Rows, named
@@ -51,7 +52,7 @@ def filled(rows: Rows) -> Rows:
         refuse_empty(of, rows.column_names, "X")
         mean = np.sum(counted * np.where(rows.missing, 0.0, rows.x), axis=0) / of
         fields |= {"x": np.where(rows.missing, (mean * trials).astype(rows.dtype), rows.x), "missing": None}
-    return named(rows.replace(**fields), rows.column_names)
+    return named(rows.replace(**fields), **names_for(rows))
 
 
 def merges_moments(estimator: Any) -> bool:

@@ -45,7 +45,7 @@ class Family:
     statistic_is_enough: ClassVar[bool] = True
     #: log p is quadratic in eta: every expansion is exact.
     is_quadratic: ClassVar[bool] = False
-    #: ``dispersion_from`` is there.
+    #: phi can be estimated: ``dispersion_from`` is there, of a Mixed in some member.
     estimates_dispersion: ClassVar[bool] = False
     #: ``log_prob`` has digits of large counts that K and F lose: moments keep its mean (statistics.at_null).
     keeps_log_prob: ClassVar[bool] = False

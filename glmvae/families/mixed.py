@@ -32,9 +32,8 @@ class Mixed(Family):
 
     Every function of the library works on it; arrays keep the order of the columns of the data. The dispersion is
     a value a column, (d,), see :meth:`columnwise`, or one scalar for all; ``dispersion=None`` means 1 where every
-    member fixes it and is refused otherwise, since the dispersions of several groups have no joint closed form. At the
-    optimum of the exact ELBO over them too, that of a Gaussian column is the mean over rows of (x - m)^2 + v, m and v
-    the posterior mean and variance of its eta: set it so, :func:`~glmvae.ascent.refine`, and repeat.
+    member fixes it and is refused otherwise, since those of several columns have no joint closed form: start from
+    values and let :func:`~glmvae.ascent.refine` estimate them, ``dispersion="estimate"``, one a column.
 
     Args:
         members: pairs (family, columns). Columns are integers from 0, as a list, an array, a range or a slice
@@ -160,6 +159,10 @@ class Mixed(Family):
     @property
     def fixed_dispersion(self) -> float | None:  # type: ignore[override]
         return 1.0 if all(family.fixed_dispersion == 1.0 for family in self.families) else None
+
+    @property
+    def estimates_dispersion(self) -> bool:  # type: ignore[override]
+        return any(family.estimates_dispersion for family in self.families)
 
     @property
     def curvature_is_constant(self) -> bool:  # type: ignore[override]

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 
 from glmvae import _checks, _settings
+from glmvae._frames import names_for
 from glmvae._lost_digits import warn_of_lost_digits
 from glmvae.blocks import as_dtype, per_row
 from glmvae.families import Family
@@ -248,7 +249,7 @@ def rows_for(vae: VAE, x: Any, name: str = "x") -> Source:
         return source
     warn_of_lost_digits(source.rows.x, vae.dtype, name, ", the precision of the net")
     rows = source.rows.map(lambda leaf: leaf if leaf.dtype == bool else leaf.astype(vae.dtype))
-    return as_source(named(rows, source.column_names))
+    return as_source(named(rows, **names_for(source)))
 
 
 def as_vae(value: Any, name: str = "vae") -> VAE:

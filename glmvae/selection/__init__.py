@@ -19,6 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from glmvae import _checks, _settings
+from glmvae._frames import names_for
 from glmvae._progress import bar
 from glmvae.ascent import refine
 from glmvae.blocks import total
@@ -27,7 +28,7 @@ from glmvae.families.checks import check_columns, check_family
 from glmvae.jaakkola import tighten
 from glmvae.model import Affine, AffineModel, Objective
 from glmvae.optimum import optimum_at
-from glmvae.rows import Rows
+from glmvae.rows import Rows, named
 from glmvae.selection.holdout import Fold, entries_without, folds_of_rows, padded, rows_without, score_of
 from glmvae.selection.selected import Choice as Choice
 from glmvae.selection.selected import Selection as Selection
@@ -76,7 +77,7 @@ def select(
             draws); of entries ``"log_likelihood"``, the default: the log of the density that the rest of the row
             predicts, or ``"elbo"``, the expectation of log p in its place.
         dispersion: as in ``fit``; None estimates that of Gaussian columns in every fit.
-        expand_at: as in ``fit``, of ``"closed-form"`` and ``"tightened"``.
+        expand_at: as in ``fit``, of ``"closed-form"`` and ``"tightened"`` alone.
         tolerance: of ``"exact"`` and ``"entry"``, nats per row; each fit goes on until it is reached, or for 2000
             rounds.
         seed: of the division into folds, and of the draws.
@@ -113,6 +114,7 @@ def select(
     """
     grid = _Grid(x, family, latent_dims, betas, dispersion)
     by_entry = _check_words(holdout, method, metric, family)
+    _check_expansion(expand_at, method)
     folds = _settings.integer(folds, "folds", least=2)
     seed = _settings.integer(seed, "seed", least=0)
     if seed >= 2**63:
@@ -197,6 +199,12 @@ def _check_words(holdout: str, method: str, metric: str | None, family: Family) 
     return holdout == "entries"
 
 
+def _check_expansion(expand_at: Any, method: str) -> None:
+    expands = method in ("closed-form", "tightened")
+    if not expands and not (isinstance(expand_at, str) and expand_at == "zero"):
+        raise ValueError(f'expand_at: method "{method}" expands nowhere, so it takes none, got {expand_at!r}')
+
+
 # Fits -------------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +216,8 @@ def _without(parts: list[Moments], fold: int) -> Moments:
 def _from_spectrum(
     grid: _Grid, data: Moments, expand_at: ArrayLike | str, method: str
 ) -> Iterator[tuple[int, AffineModel]]:
-    spectrum = spectrum_of(data, grid.family, grid.given, expand_at, max(grid.most, 1))
+    names = grid.rows.covariate_names
+    spectrum = spectrum_of(data, grid.family, grid.given, expand_at, max(grid.most, 1), names)
     for i, point in enumerate(grid.points):
         optimum = optimum_at(spectrum, point.latent_dim, beta=point.beta)
         if not np.all(np.asarray(optimum.dispersion) > 0):
@@ -228,7 +237,7 @@ def _ascents(grid: _Grid, fold: Fold, method: str, tolerance: float) -> Iterator
     asked: Any = phi
     if phi is None and grid.family.estimates_dispersion:
         phi, asked = 1.0, "estimate"
-    train = fold.train()
+    train = named(fold.train(), **names_for(grid.rows))
     columns = train.num_columns
     zero = Affine(np.zeros((columns, grid.most), grid.dtype), np.zeros(columns, grid.dtype))
     before: dict[float, AffineModel] = {}

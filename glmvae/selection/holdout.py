@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 
+from glmvae._frames import shown
 from glmvae.ascent import best_posterior
 from glmvae.blocks import per_row
 from glmvae.elbo import elbo_exact
@@ -87,7 +88,8 @@ def entries_without(rows: Rows, folds: int, seed: int) -> Iterator[Fold]:
     few = counted.sum(axis=0) < folds
     if few.any():
         column = int(np.flatnonzero(few)[0])
-        raise ValueError(f"folds: column {column} has {counted.sum(axis=0)[column]} entries, expected at least {folds}")
+        which = f"column {column}{shown(column, rows.column_names)}"
+        raise ValueError(f"folds: {which} has {counted.sum(axis=0)[column]} entries, expected at least {folds}")
     rng = np.random.default_rng(seed)
     order = np.argsort(np.where(counted, rng.random((n, d)), np.inf), axis=0)
     rank = np.empty((n, d), int)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from glmvae import _settings
+from glmvae._frames import names_for
 from glmvae.blocks import sweep
 from glmvae.monitor import Evaluation
 from glmvae.nets.autoencoder import VAE, rows_for
@@ -46,7 +47,7 @@ def prepared(x: Any, vae: VAE, name: str, like: Rows | None = None) -> Rows:
     if owned.weight is not None:
         given = np.asarray(source.rows.weight, float)
         weight = jnp.asarray(given / given.mean(), vae.dtype)
-    return named(rows.replace(weight=weight), source.column_names)
+    return named(rows.replace(weight=weight), **names_for(source))
 
 
 def _nothing(rows: Rows, _: None) -> tuple[None, None]:
