@@ -60,6 +60,7 @@ def _trials(trials: Any, missing: Any, n: int, d: int) -> tuple[Any, Any, tuple[
     trials = _checks.array(trials, "trials")
     if trials.shape not in ((n, d), (1, d), (n, 1)):
         raise ValueError(f"trials: expected shape ({n}, {d}), (1, {d}) or ({n}, 1), got shape {trials.shape}")
+    trials = _harmless(trials, missing, 1, n, d)
     _settings.not_negative(trials, "trials")
     if _checks.concrete(trials) and np.all(np.asarray(trials) > 0):
         return trials, missing, ()
@@ -87,12 +88,16 @@ def _offset(offset: Any, missing: Any, n: int, d: int) -> Any:
             f"offset: expected shape ({n},) or ({n}, 1), one a row, ({n}, {d}), or (1, {d}), one a column, "
             f"got shape {offset.shape}{advice}"
         )
-    if missing is not None and _checks.concrete((offset, missing)):  # nothing is asked of what is not looked at
-        full = np.broadcast_to(np.asarray(offset), (n, d))
-        if not np.isfinite(full).all():
-            offset = np.where(np.asarray(missing), np.zeros((), offset.dtype), full)
+    offset = _harmless(offset, missing, 0, n, d)
     _finite(offset, "offset", names)
     return offset
+
+
+def _harmless(values: Any, missing: Any, filler: int, n: int, d: int) -> Any:
+    """The values, with a filler where an entry is missing if one is not finite: nothing is asked of what is not used."""
+    if missing is None or not _checks.concrete((values, missing)) or np.isfinite(np.asarray(values)).all():
+        return values
+    return np.where(np.asarray(missing), np.asarray(filler, values.dtype), np.asarray(values))
 
 
 def _finite(values: Any, name: str, column_names: tuple[str, ...] | None) -> None:

@@ -48,8 +48,9 @@ class Rows:
             (pandas, polars) are kept as ``column_names`` for errors and reports; they are no part of the pytree, and
             rows rebuilt from it (``map``, ``replace``) have none. Trials, offset and missing that are tables too have
             no column of x at another place.
-        trials: of a ``Binomial(None)``, (N, d), (N, 1) or (1, d), not negative; an entry of 0 trials is missing. Of a
-            ``Mixed`` (N, d) or (1, d), and 1 in the columns of its other members, which know no trials.
+        trials: of a ``Binomial(None)``, (N, d), (N, 1) or (1, d), not negative; an entry of 0 trials is missing, and
+            where one is missing they may be anything. Of a ``Mixed`` (N, d) or (1, d), and 1 in the columns of its
+            other members, which know no trials.
         offset: added to eta (log exposure, library size): (N,) or (N, 1), one a row; (N, d); or (1, d), one a column.
             An optimum knows that its rows brought one and refuses rows without; zeros say "none".
         covariates: (N, p), known columns beside the latent ones; a table's names are kept as ``covariate_names``.

@@ -117,4 +117,12 @@ def predictor_moments(decoder: Affine, rows: Rows, posterior: Posterior) -> tupl
     both = (
         posterior.covariance[:, first, second] + posterior.covariance[:, second, first]
     )  # so that gradients are symmetric
-    return mean, jnp.maximum(both @ products.T, 0.0)
+    return mean, hidden_if_none(jnp.maximum(both @ products.T, 0.0), decoder)
+
+
+def hidden_if_none(variance: Array, decoder: Affine) -> Array:
+    """The variance of eta; of a decoder without units, where it is 0, as XLA cannot see.
+
+    Over a variance known to be 0 its simplifier goes in circles through the logistic families, and says so.
+    """
+    return variance if decoder.latent_dim else jax.lax.optimization_barrier(variance)

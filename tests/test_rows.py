@@ -134,6 +134,13 @@ def test_no_trials_are_a_missing_entry_and_an_offset_there_may_be_anything():
     assert np.isfinite(shared.offset).all()
     with pytest.raises(ValueError, match=r"offset: .*-inf at \[2, 1\]"):
         Rows(X, offset=wild)
+    # as a table has it whose counts are missing with their trials
+    unknown = at((N, D), (2, 1), np.nan)
+    rows = Rows(np.where(np.isnan(unknown), np.nan, X), trials=unknown, missing=np.isnan(unknown))
+    assert np.argwhere(rows.missing).tolist() == [[2, 1]]
+    np.testing.assert_array_equal(rows.trials, at((N, D), (2, 1), 1))
+    with pytest.raises(ValueError, match=r"trials: .*nan at \[2, 1\]"):
+        Rows(X, trials=unknown, missing=at((N, D), (0, 0), True, bool))
 
 
 # Where they go ----------------------------------------------------------------------------------------------

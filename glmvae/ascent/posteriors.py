@@ -32,7 +32,7 @@ from glmvae.ascent.row_posteriors import Change, RowPosteriors, unpacked
 from glmvae.ascent.terms import Terms
 from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows, column_sum
-from glmvae.variational import gaussian_kl, upper_triangle
+from glmvae.variational import gaussian_kl, hidden_if_none, upper_triangle
 
 # The most cautious step is about 2^-_MOST long, beyond which a row is taken for done: from the prior a full step to a
 # count of 10^8 is 2^27 too long. What caution a step that succeeds takes away: so much, or that share of it.
@@ -78,10 +78,15 @@ def steps_of(
     """Steps of every q from the changed ``old``, and the sums of the bound by column before the first.
 
     So many steps, or until no row, whatever it weighs, gains more than ``tolerance``, nor would with a full step.
-    Padding repeats a row, and is done when that is.
+    Padding repeats a row, and is done when that is. Without units there is no q to move.
     """
     start = _changed(old, change, rows)
     fixed = fixed_predictor(decoder, rows)
+    if not decoder.latent_dim:
+        value, gradient, weight = terms(objective, rows, *_predictor(decoder, fixed, start))
+        elbo = jnp.sum(value, axis=1)
+        known = _Known(start, value, gradient, weight, elbo, jnp.zeros_like(start.caution))
+        return known, column_sum(rows, value)
     nothing = jnp.zeros(rows.x.shape, start.mean.dtype)
     known = _Known(start, nothing, nothing, nothing, start.log_det, start.caution)
 
@@ -185,7 +190,8 @@ def _products(decoder: Affine) -> Array:
 
 def _predictor(decoder: Affine, fixed: Array, q: RowPosteriors) -> tuple[Array, Array]:
     """m and v of every entry."""
-    return q.mean @ decoder.loadings.T + fixed, jnp.maximum(q.covariance @ _products(decoder).T, 0.0)
+    variance = jnp.maximum(q.covariance @ _products(decoder).T, 0.0)
+    return q.mean @ decoder.loadings.T + fixed, hidden_if_none(variance, decoder)
 
 
 def _answer(decoder: Affine, beta: Array, bent: Array, precision: Array) -> Array:
