@@ -94,7 +94,7 @@ def _offset(offset: Any, missing: Any, n: int, d: int) -> Any:
 
 
 def _harmless(values: Any, missing: Any, filler: int, n: int, d: int) -> Any:
-    """The values, with a filler where an entry is missing if one is not finite: nothing is asked of what is not used."""
+    """The values; if one is not finite with a filler where an entry is missing, for nothing is asked of these."""
     if missing is None or not _checks.concrete((values, missing)) or np.isfinite(np.asarray(values)).all():
         return values
     return np.where(np.asarray(missing), np.asarray(filler, values.dtype), np.asarray(values))

@@ -119,3 +119,15 @@ def test_other_doors_lead_there():
     chosen = select(TABLE, MIXED, [0, 1], method="exact", folds=2, tolerance=1e-2)  # no dispersion is asked for
     given = select(TABLE, MIXED, [0, 1], method="exact", folds=2, tolerance=1e-2, dispersion=1.0)
     assert np.all(chosen.table.score > given.table.score + 0.1)
+
+
+def test_as_many_units_as_rows_leave_no_noise(dtype):
+    """It used to come back at the rounding of the data, 1e-33, with an ELBO of 213 nats a row and a warning."""
+    x = np.random.default_rng(0).normal(size=(6, 8)).astype(dtype)
+    start = fit(x, Gaussian(), 5, dispersion=1.0)
+    with pytest.raises(ValueError, match="dispersion: nothing of x is left to estimate that from"):
+        refine(start, x, dispersion="estimate", max_rounds=2000)
+    with pytest.raises(ValueError, match="dispersion: nothing of x is left"):
+        select(x, Gaussian(), [3], method="exact", folds=2)
+    free = refine(fit(x, Gaussian(), 2, dispersion=1.0), x, dispersion="estimate")  # the control
+    np.testing.assert_allclose(free.dispersion, fit(x, Gaussian(), 2).dispersion, rtol=0.05)

@@ -49,9 +49,10 @@ def parts_of(point: np.ndarray, state: State) -> tuple[np.ndarray, np.ndarray | 
     """theta and phi of a point."""
     if state.step.dispersion is None:
         return point, None
+    now = state.objective.dispersion
     with np.errstate(over="ignore"):
-        phi = np.exp(point[:, -1])
-    return point[:, :-1], phi if np.ndim(state.objective.dispersion) else phi[0]
+        phi = np.exp(point[:, -1]).astype(now.dtype)
+    return point[:, :-1], phi if now.ndim else phi[0]
 
 
 def extrapolated(

@@ -16,7 +16,8 @@ from glmvae import _checks, _settings
 from glmvae._frames import ColumnNames, names_for, shown
 from glmvae._progress import bar
 from glmvae.ascent.centring import centred, recentred
-from glmvae.ascent.climb import Climb, Problem
+from glmvae.ascent.climb import Climb, Problem, State
+from glmvae.ascent.decoder import in_double
 from glmvae.ascent.encoder import best_encoder
 from glmvae.ascent.passes import entry_pass, exact_pass
 from glmvae.ascent.starts import best_start, first_look
@@ -33,6 +34,8 @@ from glmvae.tangents import require_tangent
 _BOUNDS = {"exact": exact_pass, "entry": entry_pass}
 # Times the tolerance: what may be left to gain, by its own prediction, when an ascent that stopped is not told of.
 _FAR = 1e4
+# Rounding units of a column within which all noise is rounding.
+_LEFT = 8
 
 
 def refine(
@@ -206,7 +209,7 @@ def _refined(
             break
     state = climb.state
     if state.step.dispersion is not None:
-        _refuse_without_noise(np.asarray(state.step.dispersion), problem.source.column_names)
+        _refuse_without_noise(np.asarray(state.step.dispersion), state, problem.source.column_names)
     _tell_if_stuck(climb)
     final, posterior, strength = principal_axes(state, store)
     value = jnp.asarray(state.elbo, decoder.loadings.dtype)
@@ -228,14 +231,24 @@ def _refined(
     )
 
 
-def _refuse_without_noise(phi: np.ndarray, column_names: ColumnNames | None) -> None:
-    if not np.all(phi > 0):
-        column = int(np.argmin(phi > 0))
+def _refuse_without_noise(phi: np.ndarray, state: State, column_names: ColumnNames | None) -> None:
+    """Not where what is left is but the rounding of what the decoder makes of each column."""
+    eps, decoder = np.finfo(state.decoder.loadings.dtype).eps, in_double(state.decoder)
+    size = decoder.intercept**2 + np.sum(decoder.loadings**2, axis=1)
+    size = np.asarray(state.objective.family.by_member(_squared_size, size), np.float64)
+    there = phi > (_LEFT * eps) ** 2 * (size if phi.ndim else np.mean(size))
+    if not np.all(there):
+        column = int(np.argmin(there))
         where = f" of column {column}{shown(column, column_names)}" if phi.ndim else ""
         raise ValueError(
             f"dispersion: nothing of x is left to estimate that{where} from, the ELBO grows without bound as it goes "
             "to 0; give `dispersion=` a value"
         )
+
+
+def _squared_size(member: Any, of_predictor: Any) -> Any:
+    """Of the values that rounding is relative to: of a Gaussian x itself, of others a share of it."""
+    return of_predictor if member.is_quadratic else np.ones_like(of_predictor)
 
 
 def _tell_if_stuck(climb: Climb) -> None:
