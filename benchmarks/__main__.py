@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "found (GLMVAE_DATA_DIR)",
     )  # fmt: skip
     parser.add_argument(
-        "--latent-dims", nargs="+", type=_positive, metavar="KAPPA",
+        "--latent-dims", nargs="+", type=functools.partial(_whole, least=1), metavar="KAPPA",
         help="default: " + "; ".join(f"{name} {' '.join(map(str, p.LATENT_DIMS))}" for name, p in PAGES.items()),
     )  # fmt: skip
     parser.add_argument(
@@ -79,7 +80,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="also time, where installed: scikit-learn's PCA (optimum); PlnPCA, logisticpca and glmpca (refined); "
         "PyTorch (nets)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the starts, the batches and the synthetic data")
+    parser.add_argument(
+        "--seed", type=functools.partial(_whole, least=0), default=0,
+        help="of the starts, the batches and the synthetic data",
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, default=Path("benchmark-results"), metavar="DIR",
         help="where PAGE.json and PAGE.png go; default: %(default)s",
@@ -88,6 +92,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     page = PAGES[options.page]
     if options.quick and not page.QUICK_DATA:
         parser.error(f"--quick: {options.page} has no quick form")
+    if options.families and page is not selection:
+        parser.error("--families: of selection alone")
     options.asked_for = options.data is not None
     options.data = list(dict.fromkeys(options.data or (page.QUICK_DATA if options.quick else page.DATA)))
     kappas = page.LATENT_DIMS
@@ -95,11 +101,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
-    return value
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected an integer, {least} or more, got {text!r}")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,6 +137,9 @@ def load(options: argparse.Namespace) -> tuple[list[Problem], dict[str, str]]:
             if options.asked_for:
                 raise
             missing[name] = str(error)
+    if options.page == "selection":
+        selection.check(options)
+        return found, missing
     for problem in found:
         if options.latent_dims[-1] > problem.x.shape[1]:
             raise ValueError(

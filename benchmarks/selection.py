@@ -59,8 +59,8 @@ def drawn(family: Family, seed: int, size: Size, units: int) -> np.ndarray:
 
 
 def ours(x: np.ndarray, tried: range, seed: int, *, family: Family, holdout: str, method: str) -> tuple[int, int]:
-    """By :func:`glmvae.select`; counts expand at the null model."""
-    expand_at = "null" if isinstance(family, Poisson) else "zero"
+    """By :func:`glmvae.select`; the closed form of counts expands at the null model."""
+    expand_at = "null" if isinstance(family, Poisson) and method == "closed-form" else "zero"
     found = select(x, family, tried, holdout=holdout, method=method, folds=FOLDS, expand_at=expand_at, seed=seed)
     return found.latent_dim, found.one_standard_error.latent_dim
 
@@ -96,6 +96,16 @@ def name_of(family: Family) -> str:
 def families(options: argparse.Namespace) -> list[Family]:
     """Those asked for, or all."""
     return [family for family in FAMILIES if not options.families or name_of(family) in options.families]
+
+
+def check(options: argparse.Namespace) -> None:
+    """The tables drawn have room for what is tried."""
+    columns = (QUICK if options.quick else FULL).columns
+    if options.latent_dims[-1] + BEYOND > columns:
+        raise ValueError(
+            f"--latent-dims: expected at most {columns - BEYOND}, since {BEYOND} more are tried in tables of {columns} "
+            f"columns, got {options.latent_dims[-1]}"
+        )
 
 
 def total(found: list[Problem], options: argparse.Namespace) -> int:
@@ -145,7 +155,7 @@ def table(result: dict[str, Any]) -> str:
     settings = result["settings"]
     text = aligned(head, lines, left=2, split=6) + (
         f"\n\n{settings['rows']} rows, {settings['columns']} columns, loadings N(0, 1), {settings['folds']} folds, "
-        f"1 to {settings['latent_dims'][-1] + settings['beyond']} units tried.\n"
+        f"1 to {settings['beyond']} units beyond the planted ones tried.\n"
         "best, one s.e.: draws in which the best number, or the smallest within a standard error of it, is the planted "
         "one.\nfirst: with nothing compiled for the way; then: the median of the other draws."
     )

@@ -158,7 +158,8 @@ def varimax(optimum: Any, *, normalize: bool = True) -> Any:
         What was given, with loadings W R, and encoder and posterior where it has them turned along, z -> R'z; the
         eigenvalues of the units are those for which :func:`~glmvae.pruning.activity` is right in these axes. Pruned
         units stay pruned: active ones alone are rotated, among themselves, and stand by descending explained variance.
-        The largest loading of each factor, in units of the noise of its column, is positive.
+        The largest loading of each factor, in units of the noise of its column, is positive. Where the rows bring
+        trials nothing tells that noise, and loadings as they are stand in for both.
 
     Raises:
         TypeError: no model; one that a transformation traces (this runs on the host).
@@ -211,7 +212,7 @@ def _turned(optimum: Any, model: AffineModel, rotation: np.ndarray, active: int)
 
 
 def _weights(model: AffineModel) -> np.ndarray:
-    """Working weights, by which factors are ordered; 1 where the rows bring trials."""
+    """Working weights, by which factors are ordered and signed; 1 where the rows bring trials."""
     if model.family.needs_trials:
         return np.ones(model.loadings.shape[0])
     return np.asarray(working_weight(model.family, model.intercept, model.dispersion), np.float64)

@@ -48,7 +48,7 @@ def test_unknown_data_sets_are_named(tmp_path, capsys):
 def test_latent_dims_are_positive_integers(values, capsys):
     with pytest.raises(SystemExit):
         command.main(["--latent-dims", *values])
-    assert "--latent-dims" in capsys.readouterr().err
+    assert f"--latent-dims: expected an integer, 1 or more, got '{values[0]}'" in capsys.readouterr().err
 
 
 def test_more_units_than_columns_are_refused(tmp_path, capsys):

@@ -187,6 +187,12 @@ def test_a_diagnosis_names_columns():
     assert not any(isinstance(leaf, str) for leaf in jax.tree.leaves(found))
 
 
+def test_a_column_of_no_numbers_is_named():
+    for strange in ([1j, 2.0], ["tall", "small"]):
+        with pytest.raises(TypeError, match='x: expected columns of numbers, got .* in column "z"'):
+            Rows(pd.DataFrame({"height": [1.0, 2.0], "z": strange}))
+
+
 def test_no_table_library_is_imported():
     program = (
         "import sys, glmvae; assert not {'pandas', 'polars', 'sklearn'} & {m.partition('.')[0] for m in sys.modules}"

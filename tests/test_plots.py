@@ -162,7 +162,11 @@ def test_no_unit_is_an_empty_picture_without_a_warning():
         (lambda: plots.elbo_curves(RUNS, on="test"), "curves: 'far' has no evaluations on test data"),
         (lambda: plots.elbo_curves({"none": evaluations([])}), "curves: 'none' has no evaluations on train data"),
         (lambda: plots.activities(BETAS, np.ones((2, 2))), r"analytic: expected shape \(3, kappa\)"),
-        (lambda: plots.activities(BETAS, np.ones((3, 2)), {"net": np.ones((3, 4))}), "net: expected shape"),
+        (
+            lambda: plots.activities(BETAS, np.ones((3, 2)), {"net": np.ones((3, 4))}),
+            r"trained\['net'\]: expected shape",
+        ),
+        (lambda: plots.activities([], np.zeros((0, 2))), "betas: expected at least one, got none"),
         (lambda: plots.reconstructions({"data": X[:2]}, (2, 2)), r"rows: expected arrays of one shape \(n, 4\)"),
         (lambda: plots.reconstructions({}, (2, 3)), "rows: expected arrays of one shape"),
         (lambda: plots.latent_scatter(X[:, :1]), r"mean: expected shape \(N, kappa\) with units \(0, 1\)"),

@@ -1,5 +1,7 @@
 """Pictures one chooses by: spectra by both rules, rate and distortion, held-out scores, and the biplot."""
 
+import warnings
+
 import matplotlib.pyplot as plt
 import matplotlib.text
 import numpy as np
@@ -196,6 +198,21 @@ def test_refined_optima_rows_that_bring_more_and_pruned_units_are_drawn():
     assert "of the variance" in plots.biplot(fit(trials, Binomial(None), 2), trials).get_xlabel()
 
 
+def test_odd_input_is_drawn():
+    empty = refine(fit(REAL[:, :3], Gaussian(), 0, dispersion=1.0), REAL[:, :3])
+    assert not any(len(lines(plots.spectrum(empty))[name]) for name in ("active (0)", "pruned or not modelled"))
+    mixed = plots.latent_scatter(np.zeros((4, 2)), np.array(["a", 1, "a", None], object))
+    assert [text.get_text() for text in mixed.get_legend().get_texts()] == ["1", "a", "missing"]
+    flat = REAL[:, :2] @ RNG.normal(size=(2, 5)) + 0.5 * RNG.normal(size=(len(REAL), 5))
+    curve = rate_distortion(flat, Gaussian(), 5, [0.5, 0.9, 1.2, 1.5, 2.0, 4.0, 8.0])
+    assert not np.isfinite(curve.rate).all()  # the limit of a dispersion of 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        marks = [text.get_text() for text in plots.rate_distortion(curve).texts]
+    assert {"beta 1.2", "beta 8"} <= {*marks}
+    assert not {"beta 0.5"} & {*marks}
+
+
 # Arguments --------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +229,11 @@ def test_refined_optima_rows_that_bring_more_and_pruned_units_are_drawn():
         (lambda o: plots.biplot(REAL, REAL), TypeError, "optimum: expected an AffineModel or a result"),
         (lambda o: plots.biplot(o, REAL[:, :4]), ValueError, "x: expected 9 columns"),
         (lambda o: plots.biplot(o, iter([REAL])), ValueError, "x: this needs several passes over the rows"),
-        (lambda o: plots.biplot(o, REAL, units=(0, 5)), ValueError, r"mean: expected shape \(N, kappa\) with units"),
+        (
+            lambda o: plots.biplot(o, REAL, units=(0, 5)),
+            ValueError,
+            "units: the optimum has 2 latent units",
+        ),
         (lambda o: plots.biplot(o, REAL, units=3), TypeError, r"units: expected a pair of integers"),
         (lambda o: plots.biplot(o, REAL, names=NAMES[:3]), ValueError, "names: expected 9, one a column, got 3"),
         (lambda o: plots.biplot(o, REAL, labels=[1, 2]), ValueError, r"labels: expected shape \(120,\)"),

@@ -1,6 +1,7 @@
 """The table of a selection, its choices and its words; the density of an entry that it scores by."""
 
 import copy
+import dataclasses
 import pickle
 
 import jax
@@ -130,6 +131,9 @@ def test_the_table_is_one_of_pandas_too():
 def test_it_says_what_to_do():
     most = chosen(SCORES + 5 * (np.arange(6) == 4)[:, None]).recommendation()
     assert "It is the most that was tried: try more." in most
+    all_columns = dataclasses.replace(chosen(SCORES + 5 * (np.arange(6) == 4)[:, None]), num_columns=POINTS[4][0])
+    assert "try more" not in all_columns.recommendation()
+    assert "pays" not in chosen(SCORES[:1], [Choice(0, 1.0)]).recommendation()
     first = chosen(SCORES[:4], POINTS[:4]).recommendation()
     assert first.startswith("Take 2 units at beta = 1: the best score, and no smaller number comes within a standard")
     assert chosen(SCORES[:2], POINTS[:2]).recommendation() == "Take beta = 1, the best for 1 unit."

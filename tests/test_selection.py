@@ -304,3 +304,11 @@ def test_an_error_in_a_fold_says_so():
     assert "without fold" in caught.value.__notes__[0]
     with pytest.raises(ValueError, match="seed: expected an integer below"):
         select(x, Gaussian(), [0], seed=2**70)
+
+
+@pytest.mark.any_precision
+def test_a_dispersion_that_is_wanting_is_no_fault_of_a_fold():
+    x = np.exp(drawn(Gaussian(), 0, 40, 4))
+    with pytest.raises(ValueError, match=r"dispersion: Gamma\(\) needs one, got None") as caught:
+        select(x, Gamma(), [0, 1])
+    assert not getattr(caught.value, "__notes__", [])

@@ -83,7 +83,7 @@ def _eigenvalues(
 ) -> None:
     """The eigenvalues, the first so many of them filled."""
     number = np.arange(1, len(values) + 1)
-    shown = values > 1e-6 * values[0]  # rounding is no eigenvalue to show on a logarithmic axis
+    shown = values > 1e-6 * values.max(initial=0.0)  # rounding is no eigenvalue to show on a logarithmic axis
     settings: dict[str, Any] = {"linestyle": "", "marker": marker, "color": color, "markersize": 5.5}
     first, rest = shown & (number <= filled), shown & (number > filled)
     ax.plot(number[first], values[first], label=label, **settings)
@@ -141,12 +141,15 @@ def rate_distortion(curve: RateDistortion, *, ax: Axes | None = None) -> Axes:
 
 
 def _apart(rate: np.ndarray, distortion: np.ndarray) -> list[int]:
-    """Points of the curve that are far enough from each other to be written at, its ends among them."""
-    span = [max(float(np.ptp(part)), 1e-300) for part in (rate, distortion)]
+    """Finite points of the curve far enough from each other to be written at, its ends among them."""
     order = np.argsort(rate, kind="stable")
+    order = order[np.isfinite(rate[order]) & np.isfinite(distortion[order])]
+    if not order.size:
+        return []
+    span = [max(float(np.ptp(part[order])), 1e-300) for part in (rate, distortion)]
     place = np.stack([rate / span[0], distortion / span[1]], axis=1)[order]
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(place, axis=0), axis=1))])
-    wanted = np.linspace(0, along[-1], min(_WRITTEN, len(rate)))
+    wanted = np.linspace(0, along[-1], min(_WRITTEN, len(order)))
     found = {int(np.argmin(np.abs(along - at))) for at in wanted}
     return [int(order[i]) for i in sorted(found)]
 

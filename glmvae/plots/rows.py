@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from glmvae import _settings
+from glmvae import _checks, _settings
 from glmvae._optional import optional
 from glmvae.ascent import best_posterior
 from glmvae.factors import explained_variance
@@ -101,9 +101,7 @@ def latent_scatter(
         >>> plots.latent_scatter(vae.encoder(x).mean, labels)  # doctest: +SKIP
     """
     points = numbers(mean, "mean")
-    pair = isinstance(units, tuple | list) and len(units) == 2
-    require(pair, "units", "a pair of integers such as (0, 1)", units)
-    first, second = units = tuple(_settings.integer(unit, "units", least=0) for unit in units)
+    first, second = units = _pair(units)
     if points.ndim != 2 or not 0 <= min(units) <= max(units) < points.shape[1]:
         raise ValueError(f"mean: expected shape (N, kappa) with units {units}, got shape {points.shape}")
     if labels is not None and np.shape(labels) != points.shape[:1]:
@@ -120,10 +118,19 @@ def latent_scatter(
     return ax
 
 
+def _pair(units: Any) -> tuple[int, int]:
+    is_pair = isinstance(units, tuple | list) and len(units) == 2
+    require(is_pair, "units", "a pair of integers such as (0, 1)", units)
+    first, second = (_settings.integer(unit, "units", least=0) for unit in units)
+    return first, second
+
+
 def _draw_labelled(ax: Axes, points: np.ndarray, labels: Any, settings: dict[str, Any]) -> None:
     """Points in the colour of their label; those without one are grey."""
     missing = _without_label(labels)
     labels, shown, others = np.asarray(labels)[~missing], points[~missing], points[missing]
+    if labels.dtype == object and len({type(label) for label in labels}) > 1:
+        labels = labels.astype(str)  # of several kinds, which have no order
     classes, of_row = np.unique(labels, return_inverse=True)
     scale = len(classes) > _MOST_CLASSES and np.issubdtype(labels.dtype, np.number)
     if scale:
@@ -201,6 +208,10 @@ def biplot(
     shown = [str(name) for name in (range(len(loadings)) if given is None else given)] if names is None else [*names]
     if len(shown) != len(loadings):
         raise ValueError(f"names: expected {len(loadings)}, one a column, got {len(shown)}")
+    pair = _pair(units)
+    if max(pair) >= loadings.shape[1]:
+        kappa = _checks.counted(loadings.shape[1], "latent unit")
+        raise ValueError(f"units: the optimum has {kappa}, so there is no pair {pair}")
     q = posterior(optimum, source) if isinstance(optimum, AffineOptimum) else best_posterior(model, source)
     share = np.asarray(explained_variance(optimum, source).by_factor)
     ax = latent_scatter(q.mean, labels, units=units, ax=ax if ax is not None else new_axes(None, (6.6, 5.6)))

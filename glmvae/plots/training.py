@@ -114,8 +114,10 @@ def activities(
     grid, lines = numbers(betas, "betas"), numbers(analytic, "analytic")
     if grid.ndim != 1:
         raise ValueError(f"betas: expected shape (B,), got shape {grid.shape}")
+    if not grid.size:
+        raise ValueError("betas: expected at least one, got none")
     nets = {label: numbers(value, f"trained[{label!r}]") for label, value in (trained or {}).items()}
-    for name, value in {"analytic": lines, **nets}.items():
+    for name, value in {"analytic": lines, **{f"trained[{label!r}]": value for label, value in nets.items()}}.items():
         if value.ndim != 2 or len(value) != len(grid) or value.shape != lines.shape:
             raise ValueError(f"{name}: expected shape ({len(grid)}, kappa) as betas and analytic, got {value.shape}")
     ax = new_axes(ax)

@@ -38,7 +38,8 @@ from glmvae.spectral import dispersion_of, spectrum_of
 from glmvae.statistics import Moments, merge, moments
 from glmvae.tangents import require_tangent
 
-_METHODS = ("closed-form", "tightened", "exact", "entry")
+_ASCENTS = ("exact", "entry")
+_METHODS = ("closed-form", "tightened", *_ASCENTS)
 _METRICS = ("elbo", "log_likelihood")
 # A fit that stops before it converges scores by where it stopped: of counts in the thousands most need several hundred.
 _MOST_ROUNDS = 2000
@@ -115,6 +116,8 @@ def select(
     grid = _Grid(x, family, latent_dims, betas, dispersion)
     by_entry = _check_words(holdout, method, metric, family)
     _check_expansion(expand_at, method)
+    if dispersion is None and not (method in _ASCENTS and family.estimates_dispersion):
+        dispersion_of(family, None, grid.rows.num_columns, grid.dtype)  # refused where one is needed
     folds = _settings.integer(folds, "folds", least=2)
     seed = _settings.integer(seed, "seed", least=0)
     if seed >= 2**63:
@@ -123,7 +126,7 @@ def select(
     metric = metric or ("log_likelihood" if by_entry else "elbo")
     split = entries_without if by_entry else rows_without
     parts: list[Moments] = []
-    if method in ("closed-form", "tightened"):
+    if method not in _ASCENTS:
         parts = [moments(rows, family=grid.family) for rows in folds_of_rows(grid.rows, folds, seed)]
     unit = f"nats per {'entry' if by_entry else 'row'}"
     scores = np.empty((len(grid.points), folds))
@@ -142,7 +145,7 @@ def select(
                 error.add_note(f"select: in what is left of the data without fold {fold} of {folds}")
                 raise
     setting = f"{family!r}, {method}, {folds} folds of {holdout}, {metric.replace('_', '-')}"
-    return Selection(table_of(grid.points, scores), scores, unit, setting)
+    return Selection(table_of(grid.points, scores), scores, unit, setting, grid.rows.num_columns)
 
 
 # Arguments --------------------------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ def _check_words(holdout: str, method: str, metric: str | None, family: Family) 
         raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {method!r}")
     if metric is not None and metric not in _METRICS:
         raise ValueError(f'metric: expected "elbo" or "log_likelihood", got {metric!r}')
-    if holdout == "entries" and method in ("closed-form", "tightened"):
+    if holdout == "entries" and method not in _ASCENTS:
         raise ValueError(
             f'method: with holdout="entries" expected "exact" or "entry", got {method!r}: it knows the data by their '
             "moments, which have no place for a missing entry"
@@ -200,8 +203,7 @@ def _check_words(holdout: str, method: str, metric: str | None, family: Family) 
 
 
 def _check_expansion(expand_at: Any, method: str) -> None:
-    expands = method in ("closed-form", "tightened")
-    if not expands and not (isinstance(expand_at, str) and expand_at == "zero"):
+    if method in _ASCENTS and not (isinstance(expand_at, str) and expand_at == "zero"):
         raise ValueError(f'expand_at: method "{method}" expands nowhere, so it takes none, got {expand_at!r}')
 
 

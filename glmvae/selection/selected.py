@@ -74,12 +74,14 @@ class Selection:
         fold_scores: of every point and fold, (G, F).
         unit: of the scores, ``"nats per row"`` or ``"nats per entry"``.
         setting: how they came about, in words.
+        num_columns: d, beyond which no number of units can be tried; None where that is not known.
     """
 
     table: Table
     fold_scores: Float[np.ndarray, "g f"]
     unit: str
     setting: str
+    num_columns: int | None = None
 
     @property
     def best(self) -> Choice:
@@ -121,9 +123,10 @@ class Selection:
                 f"{table.below[at]:.2g} {self.unit} above, within a standard error "
                 f"({table.standard_error_below[at]:.2g})."
             )
-        if fewest.latent_dim == 0:
+        most = int(table.latent_dim.max())
+        if fewest.latent_dim == 0 < most:
             text += " No latent unit pays: the columns have little in common."
-        elif fewest.latent_dim == table.latent_dim.max() > table.latent_dim.min():
+        elif fewest.latent_dim == most > table.latent_dim.min() and most != self.num_columns:
             text += " It is the most that was tried: try more."
         return text
 
@@ -137,7 +140,7 @@ class Selection:
         return "\n".join([head, *(f"  {line}" for line in shown), textwrap.fill(self.recommendation(), _WIDTH)])
 
 
-jax.tree_util.register_dataclass(Selection, ["table", "fold_scores"], ["unit", "setting"])
+jax.tree_util.register_dataclass(Selection, ["table", "fold_scores"], ["unit", "setting", "num_columns"])
 
 
 def _units(number: int) -> str:
