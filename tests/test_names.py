@@ -189,7 +189,7 @@ def test_a_diagnosis_names_columns():
 
 def test_a_column_of_no_numbers_is_named():
     for strange in ([1j, 2.0], ["tall", "small"]):
-        with pytest.raises(TypeError, match='x: expected columns of numbers, got .* in column "z"'):
+        with pytest.raises(TypeError, match=r'x: expected columns of numbers, got .* in column "z"'):
             Rows(pd.DataFrame({"height": [1.0, 2.0], "z": strange}))
 
 
