@@ -117,7 +117,9 @@ def predictor_moments(decoder: Affine, rows: Rows, posterior: Posterior) -> tupl
     both = (
         posterior.covariance[:, first, second] + posterior.covariance[:, second, first]
     )  # so that gradients are symmetric
-    return mean, hidden_if_none(jnp.maximum(both @ products.T, 0.0), decoder)
+    variance = both @ products.T
+    # not `maximum`, whose derivative where both are 0 is half that of either: loadings of 0 are a collapse
+    return mean, hidden_if_none(jnp.where(variance < 0, 0.0, variance), decoder)
 
 
 def hidden_if_none(variance: Array, decoder: Affine) -> Array:

@@ -79,7 +79,8 @@ def _require_bounds(family: Family) -> None:
 
 def _bracket(rows: Rows, posterior: Posterior, model: AffineModel) -> tuple[None, tuple[Array, Array]]:
     eps = float(jnp.finfo(rows.x.dtype).eps)
-    m, v, m_error, v_error = _predictor(rows, posterior, model.decoder, eps)
+    # What is missing must not overflow: 0 times infinity is no gradient
+    m, v, m_error, v_error = (observed(rows, part) for part in _predictor(rows, posterior, model.decoder, eps))
     family, columns = model.family.for_rows(rows), rows.num_columns
     phi = jnp.broadcast_to(model.objective.dispersion_of_entries, (1, columns))
     width = (_ROUNDING + math.ceil(math.log2(max(2, columns)))) * eps
@@ -148,8 +149,10 @@ def _gap(distance: Array, u: Array, width: float) -> tuple[Array, Array]:
     fourth = (distance**4 + 6 * distance**2 * u + 3 * u**2) / 192
     parts: tuple[Any, ...] = (math.log(2), -0.5 * distance, 0.125 * (distance**2 + u), -fourth, -rest)
     corollary = sum(parts) - width * sum(jnp.abs(part) for part in parts)
-    xi = jnp.sqrt(distance**2 + u)
-    outer = 0.5 * u / jnp.maximum(xi + distance, jnp.finfo(u.dtype).tiny)
+    square = distance**2 + u
+    still = square <= 0  # where a root has no derivative
+    xi = jnp.where(still, 0.0, jnp.sqrt(jnp.where(still, 1.0, square)))
+    outer = jnp.where(still, 0.0, 0.5 * u / jnp.where(still, 1.0, xi + distance))
     jaakkola = outer + jnp.log1p(jnp.exp(-xi)) - rest + width * (outer + 2 * rest)
     return jnp.fmax(0.0, corollary), jnp.fmin(0.125 * u * (1 + width), jaakkola)
 
