@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -17,8 +18,10 @@ from glmvae.stores import Block
 LADDER = (8, 32, 128, 512, 2048, 8192)
 # Entries (rows times columns) of a block, about: the temporaries of a pass are a few dozen times that.
 _ENTRIES = 420_000
-# A full block takes so many times as long as one of no rows.
+# A full block takes so many times as long as one of no rows, so that blocks of r rows and of the next rung, b, take
+# alike long for (that number) r b / (a full block) rows, padding aside. From so much on it is blocks of b.
 _FULL_BLOCK = 64
+_UNTIL = 0.625 * _FULL_BLOCK
 
 
 def block_size(columns: int, entries: int = _ENTRIES) -> int:
@@ -27,9 +30,13 @@ def block_size(columns: int, entries: int = _ENTRIES) -> int:
 
 
 def layout(num_rows: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(start, count, padded size) of blocks that hold so many rows, all of one size, which takes the least time."""
+    """(start, count, padded size) of blocks that hold so many rows, all of one size, which grows with their number.
+
+    A rung serves a range of numbers, which share their programs; another would take a sixth less time at most.
+    """
     rungs = [rung for rung in LADDER if rung <= size]
-    rung = min(rungs, key=lambda rung: -(-num_rows // rung) * (rung + size / _FULL_BLOCK))
+    serves = (r for r, after in pairwise(rungs) if num_rows <= max(r, _UNTIL * r * after / size))
+    rung = next(serves, rungs[-1])
     for start in range(0, num_rows, rung):
         yield start, min(rung, num_rows - start), rung
 
