@@ -60,7 +60,7 @@ def _trials(trials: Any, missing: Any, n: int, d: int) -> tuple[Any, Any, tuple[
     trials = _checks.array(trials, "trials")
     if trials.shape not in ((n, d), (1, d), (n, 1)):
         raise ValueError(f"trials: expected shape ({n}, {d}), (1, {d}) or ({n}, 1), got shape {trials.shape}")
-    trials = _harmless(trials, missing, 1, n, d)
+    trials = _harmless(trials, missing, 1)
     _settings.not_negative(trials, "trials")
     if _checks.concrete(trials) and np.all(np.asarray(trials) > 0):
         return trials, missing, ()
@@ -88,12 +88,12 @@ def _offset(offset: Any, missing: Any, n: int, d: int) -> Any:
             f"offset: expected shape ({n},) or ({n}, 1), one a row, ({n}, {d}), or (1, {d}), one a column, "
             f"got shape {offset.shape}{advice}"
         )
-    offset = _harmless(offset, missing, 0, n, d)
+    offset = _harmless(offset, missing, 0)
     _finite(offset, "offset", names)
     return offset
 
 
-def _harmless(values: Any, missing: Any, filler: int, n: int, d: int) -> Any:
+def _harmless(values: Any, missing: Any, filler: int) -> Any:
     """The values; if one is not finite with a filler where an entry is missing, for nothing is asked of these."""
     if missing is None or not _checks.concrete((values, missing)) or np.isfinite(np.asarray(values)).all():
         return values

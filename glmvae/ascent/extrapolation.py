@@ -46,13 +46,13 @@ def metric_of(state: State) -> np.ndarray:
 
 
 def parts_of(point: np.ndarray, state: State) -> tuple[np.ndarray, np.ndarray | None]:
-    """theta and phi of a point."""
+    """theta and phi of a point; a phi that is held is what it was to the last digit."""
     if state.step.dispersion is None:
         return point, None
-    now = state.objective.dispersion
+    now, best = np.asarray(state.objective.dispersion), np.asarray(state.step.dispersion)
     with np.errstate(over="ignore"):
-        phi = np.exp(point[:, -1]).astype(now.dtype)
-    return point[:, :-1], phi if now.ndim else phi[0]
+        phi = np.exp(point[:, -1] if now.ndim else point[0, -1]).astype(now.dtype)
+    return point[:, :-1], np.where(best == now, now, phi)
 
 
 def extrapolated(
