@@ -94,11 +94,11 @@ def test_a_pass_sees_a_block_of_the_store_and_no_more():
     columns = 700
     model = AffineModel(Affine(0.1 * np.ones((columns, K), "float32"), np.zeros(columns, "float32")), Bernoulli())
     store = PosteriorStore(model.decoder)
-    source = as_source(np.zeros((6000, columns), "uint8"))
+    source = as_source(np.zeros((1000, columns), "uint8"))
     at_decoder(Problem(source, looking, False), store, model.decoder, model.objective)
     store.commit()
     assert seen == {block_size(columns)} == {512}
-    assert store.gathered().mean.shape == (6000, K)
+    assert store.gathered().mean.shape == (1000, K)
 
 
 def large_counts():

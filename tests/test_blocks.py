@@ -18,7 +18,7 @@ from glmvae.families import Bernoulli, Binomial, Poisson
 from glmvae.sources import as_source
 
 D = 3
-# With size 32: a block and less, four, and seven and a half
+# One block short of a rung, a rung, a block and most of one, with size 32
 SHORT, EXACT, LONG = 5, 32, 60
 SIZE = 32
 
@@ -43,7 +43,7 @@ def _each(rows, old, shift=0.0):
 
 
 @pytest.mark.any_precision
-def test_the_layout_has_every_row_once_and_no_other_takes_much_less_time():
+def test_the_layout_has_every_row_once_in_the_largest_blocks_that_take_no_longer():
     for size in LADDER:
         for n in [*range(1, 200), 511, 512, 513, 1198, 2048, 5000, 60_000]:
             blocks = list(layout(n, size))
@@ -54,19 +54,11 @@ def test_the_layout_has_every_row_once_and_no_other_takes_much_less_time():
             assert np.all(counts <= padded)
             assert set(padded) <= {rung for rung in LADDER if rung <= size}
             times = {rung: math.ceil(n / rung) * (rung + size / 64) for rung in LADDER if rung <= size}
-            most = 1.2 if n <= 4096 else 1.05
-            assert times[padded[0]] <= most * min(times.values()), (n, size)
+            near = [rung for rung in times if times[rung] <= 1.05 * min(times.values())]
+            assert padded[0] == max(near), (n, size)
             assert padded.sum() - n < padded[0]
-
-
-@pytest.mark.any_precision
-def test_more_rows_have_blocks_that_are_no_smaller():
-    """Else numbers of rows beside each other go back and forth between rungs, and compile all anew."""
-    for size in LADDER:
-        rungs = [next(layout(n, size))[2] for n in range(1, 30_000)]
-        assert rungs == sorted(rungs)
-        assert len({*rungs}) <= LADDER.index(size) + 1
-    assert next(layout(777, 2048))[2] == next(layout(1198, 2048))[2]
+    assert len({rung for n in range(1, 5000) for *_, rung in layout(n, 512)}) == 4  # so many programs for all of these
+    assert next(layout(777, 2048))[2] == next(layout(1198, 2048))[2]  # the two of the page "first-call"
 
 
 @pytest.mark.any_precision
@@ -281,7 +273,7 @@ def test_under_a_transformation_a_value_out_of_the_support_is_nan():
 
 @pytest.mark.any_precision
 def test_another_number_of_rows_compiles_nothing():
-    f = chex.assert_max_traces(_sums, n=1)  # blocks of 8 rows
+    f = chex.assert_max_traces(_sums, n=2)  # 32 and 8 rows
     for n in (LONG, SHORT, EXACT):
         sweep(f, as_source(data(n)), size=SIZE)
     with counted() as new:
@@ -289,10 +281,10 @@ def test_another_number_of_rows_compiles_nothing():
             sweep(f, as_source(Rows(data(n), weight=np.ones(n))), size=SIZE)
     assert new.number == 0
     # Control: a block of another size is one trace too many
-    with pytest.raises(AssertionError, match="traced > 1 times"):
-        sweep(f, as_source(data(1300)), size=128)
+    with pytest.raises(AssertionError, match="traced > 2 times"):
+        sweep(f, as_source(data(120)), size=128)
     with counted() as new:
-        sweep(_sums, as_source(data(1300)), 3.0, size=128)
+        sweep(_sums, as_source(data(120)), 3.0, size=128)
     assert new.number > 0
 
 
