@@ -27,6 +27,7 @@ from benchmarks import (
     selection,
     under_load,
 )
+from benchmarks.arguments import whole
 from benchmarks.problems import Problem
 from benchmarks.reproduce import command as reproduce
 
@@ -67,7 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "found (GLMVAE_DATA_DIR)",
     )  # fmt: skip
     parser.add_argument(
-        "--latent-dims", nargs="+", type=functools.partial(_whole, least=1), metavar="KAPPA",
+        "--latent-dims", nargs="+", type=functools.partial(whole, least=1), metavar="KAPPA",
         help="default: " + "; ".join(f"{name} {' '.join(map(str, p.LATENT_DIMS))}" for name, p in PAGES.items()),
     )  # fmt: skip
     parser.add_argument(
@@ -81,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "PyTorch (nets)",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=functools.partial(_whole, least=0), default=0,
+        "--seed", type=functools.partial(whole, least=0), default=0,
         help="of the starts, the batches and the synthetic data",
     )  # fmt: skip
     parser.add_argument(
@@ -99,12 +100,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     kappas = page.LATENT_DIMS
     options.latent_dims = sorted(set(options.latent_dims or (kappas[:1] if options.quick else kappas)))
     return options
-
-
-def _whole(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected an integer, {least} or more, got {text!r}")
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -155,7 +155,7 @@ def table(result: dict[str, Any]) -> str:
     settings = result["settings"]
     text = aligned(head, lines, left=2, split=6) + (
         f"\n\n{settings['rows']} rows, {settings['columns']} columns, loadings N(0, 1), {settings['folds']} folds, "
-        f"1 to {settings['beyond']} units beyond the planted ones tried.\n"
+        f"every number to {settings['beyond']} beyond the planted one tried.\n"
         "best, one s.e.: draws in which the best number, or the smallest within a standard error of it, is the planted "
         "one.\nfirst: with nothing compiled for the way; then: the median of the other draws."
     )

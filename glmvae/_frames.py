@@ -89,15 +89,15 @@ def values_of(table: Any, name: str) -> np.ndarray:
     if values.dtype.kind in "fiub" or values.ndim != 2:
         return values
     if values.dtype.kind != "O":
-        kinds = [getattr(dtype, "kind", "") in "fiub" for dtype in getattr(table, "dtypes", ())]
-        strange_column = kinds.index(False) if False in kinds else 0
-        raise TypeError(_advice(name, str(list(table.columns)[strange_column]), str(values.dtype)))
-    counts = [Counter(map(type, column)) for column in values.T]
-    for column, found in zip(table.columns, counts, strict=True):
+        dtypes = zip(table.columns, getattr(table, "dtypes", ()), strict=False)
+        others = (column for column, dtype in dtypes if getattr(dtype, "kind", "O") not in "fiub")
+        raise TypeError(_advice(name, str(next(others, next(iter(table.columns)))), str(values.dtype)))
+    kinds = [Counter(map(type, column)) for column in values.T]
+    for column, found in zip(table.columns, kinds, strict=True):
         strange = [kind for kind in found if not (_is_number(kind) or _is_missing(kind))]
         if strange:
             raise TypeError(_advice(name, str(column), max(strange, key=found.__getitem__).__name__))
-    if all(issubclass(kind, bool | np.bool_) for found in counts for kind in found):
+    if all(issubclass(kind, bool | np.bool_) for found in kinds for kind in found):
         return values.astype(bool)
     missing = np.vectorize(lambda entry: _is_missing(type(entry)), otypes=[bool])(values)
     return np.where(missing, np.nan, values).astype(np.float64)

@@ -199,7 +199,7 @@ def dispersion_of(family: Family, dispersion: ArrayLike | None, columns: int, dt
         ValueError: none where the family needs one, one that is not positive or of another shape.
     """
     if dispersion is None:
-        if family.is_quadratic and family.columns is None and family.estimates_dispersion:
+        if family.has_joint_dispersion:
             return None
         if family.fixed_dispersion is None:
             advice = ', from which refine(dispersion="estimate") finds the best' if family.estimates_dispersion else ""

@@ -42,7 +42,7 @@ def test_the_page_runs_and_counts(tmp_path, monkeypatch, capsys):
     assert selection.hits(found, "best") <= 2
     printed = capsys.readouterr().out
     assert 'logisticpca is left out: it is not installed (pip install -e ".[peers]").' in printed
-    assert "1 to 3 units beyond the planted ones tried" in printed
+    assert "every number to 3 beyond the planted one tried" in printed
     assert faults(selection.draw(result)) == []
 
 
@@ -95,10 +95,9 @@ def test_what_the_tables_have_no_room_for_is_refused(tmp_path, capsys):
     assert command.main([*options, "10"]) == 2
     assert "--latent-dims: expected at most 9, since 3 more are tried in tables of 12" in capsys.readouterr().err
     assert command.parse([*options, "9"]).latent_dims == [9]
-    for wrong, told in ((["--seed", "-1"], "--seed: expected an integer, 0 or more, got '-1'"),):
-        with pytest.raises(SystemExit):
-            command.main(["selection", *wrong])
-        assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["selection", "--seed", "-1"])
+    assert "--seed: expected an integer, 0 or more, got '-1'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["optimum", "--families", "Poisson"])
     assert "--families: of selection alone" in capsys.readouterr().err

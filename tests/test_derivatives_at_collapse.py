@@ -84,9 +84,8 @@ def test_a_missing_entry_that_overflows_has_no_part_in_a_bracket(family, far):
         return bracket(model, rows, Q)[0].sum()
 
     value, (by_loadings, by_intercept) = jax.value_and_grad(lower, (0, 1))(jnp.ones((3, 2)), jnp.array([0.0, 0.0, far]))
-    plain, (wanted, _) = jax.value_and_grad(lower, (0, 1))(
-        jnp.ones((3, 2)), jnp.zeros(3)
-    )  # what is missing is no matter
+    # What is missing is no matter
+    plain, (wanted, _) = jax.value_and_grad(lower, (0, 1))(jnp.ones((3, 2)), jnp.zeros(3))
     np.testing.assert_allclose(value, plain, rtol=1e-12)
     np.testing.assert_allclose(by_loadings, wanted, rtol=1e-9)
     assert np.isfinite(by_intercept).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.arguments import whole
 from benchmarks.reproduce import figures, measures, page, runner
 from benchmarks.reproduce.runner import Folders
 from benchmarks.reproduce.setups import Setup, all_setups
@@ -35,7 +37,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="names as in --list, or patterns such as 'starts-frey-*'",
     )
-    parser.add_argument("--steps", type=_positive, help="of each setup, at most; a longer run goes on from there")
+    parser.add_argument(
+        "--steps",
+        type=functools.partial(whole, least=1),
+        help="of each setup, at most; a longer run goes on from there",
+    )
     parser.add_argument(
         "--figures",
         action="store_true",
@@ -58,13 +64,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not options.setups:
         parser.error(f"--only: no setup is called {' or '.join(options.only)} (see --list)")
     return options
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
-    return value
 
 
 def main(arguments: Sequence[str]) -> int:

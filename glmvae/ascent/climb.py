@@ -19,8 +19,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae.ascent.decoder import DecoderStep, decoder_step, moved, unstacked
-from glmvae.ascent.extrapolation import MEMORY, extrapolated, metric_of, parts_of, point_after, point_of
+from glmvae.ascent.decoder import DecoderStep, decoder_step, moved, stacked, unstacked
+from glmvae.ascent.extrapolation import MEMORY, extrapolated, joined, parted
 from glmvae.ascent.passes import Sums
 from glmvae.ascent.row_posteriors import Change, PosteriorStore, RowPosteriors, no_change
 from glmvae.blocks import sweep, total
@@ -180,12 +180,13 @@ class Climb:
             if max(self.state.step.gain, _remaining(gains)) < self.least:
                 self.converged = True
                 return
-            here, metric = point_of(self.state), metric_of(self.state)
-            ahead = point_after(self.state, self._caution) - here
+            step, phi = self.state.step, self.state.objective.dispersion
+            here = joined(stacked(self.state.decoder), None if step.dispersion is None else phi)
+            ahead = joined(moved(self.state.decoder, step, self._caution), step.dispersion) - here
             before = self.state.elbo
             rose = False
             if points and wait == 0:
-                rose = self._rises(extrapolated(here, ahead, metric, points, steps, self.eps))
+                rose = self._rises(extrapolated(here, ahead, step.metric, points, steps, self.eps))
                 if not rose:
                     points.clear()
                     steps.clear()
@@ -201,7 +202,7 @@ class Climb:
             gains.append(self.state.elbo - before)
 
     def _rises(self, point: np.ndarray) -> bool:
-        theta, dispersion = parts_of(point, self.state)
+        theta, dispersion = parted(point, self.state.objective.dispersion, self.state.step.dispersion)
         new = self.try_at(unstacked(theta, self.state.decoder), self.state.step.change, dispersion=dispersion)
         if _is_better(new, self.state):
             self.keep(new)

@@ -42,7 +42,8 @@ class DecoderStep(NamedTuple):
 
     ``step`` (d, r) of theta, ``change`` how z is standardised after it, ``dispersion`` the best phi for the posteriors
     of the pass, or None where it is held; ``gain`` what all of them are predicted to gain in nats per row, ``metric``
-    (d, r) that of the least squares, ``weight`` (d,) the mean of w.
+    (d, r) that of the least squares, and in a last column the root of the information of log phi where that is free,
+    ``weight`` (d,) the mean of w.
     """
 
     step: np.ndarray
@@ -91,7 +92,10 @@ def decoder_step(sums: Sums, decoder: Affine, objective: Objective, free_dispers
     gain = (np.sum(score * step) - 0.5 * np.einsum("dk,dkl,dl->", step, gram, step)) / host.num_rows
     change, reduced = _standardisation(spread, units, np.asarray(decoder.loadings).dtype)
     weight = gram[:, units, units] / host.num_rows
-    phi, by_phi = _dispersion(host, objective) if free_dispersion else (None, 0.0)
+    phi, by_phi = None, 0.0
+    if free_dispersion:
+        phi, by_phi = _dispersion(host, objective)
+        metric = np.column_stack([metric, np.sqrt(0.5 * host.entries)])
     return DecoderStep(step, change, phi, float(gain + beta * reduced + by_phi), metric, weight)
 
 

@@ -7,52 +7,33 @@ its information.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from glmvae.ascent.decoder import SOLVABLE, moved, stacked
-
-if TYPE_CHECKING:
-    from glmvae.ascent.climb import State
+from glmvae.ascent.decoder import SOLVABLE
 
 # Steps of the past that are looked at, and the rounding units that their products may be off by.
 MEMORY = 6
 _RIDGE = 100
 
 
-def point_of(state: State) -> np.ndarray:
-    """Where a state is."""
-    return _beside(stacked(state.decoder), state, state.objective.dispersion)
-
-
-def point_after(state: State, caution: np.ndarray) -> np.ndarray:
-    """Where its step leads, that of every column 2^-caution long."""
-    return _beside(moved(state.decoder, state.step, caution), state, state.step.dispersion)
-
-
-def _beside(theta: np.ndarray, state: State, phi: Any) -> np.ndarray:
-    if state.step.dispersion is None:
+def joined(theta: np.ndarray, phi: Any) -> np.ndarray:
+    """A point: theta (d, r), and log phi as one more column unless phi is None."""
+    if phi is None:
         return theta
     log_phi = np.log(np.maximum(np.asarray(phi, np.float64), np.finfo(np.float64).tiny))
     return np.column_stack([theta, np.broadcast_to(log_phi, len(theta))])
 
 
-def metric_of(state: State) -> np.ndarray:
-    """That of the least squares, and the root of the information of log phi, half an entry's each."""
-    if state.step.dispersion is None:
-        return state.step.metric
-    return np.column_stack([state.step.metric, np.sqrt(0.5 * np.asarray(state.sums.entries, np.float64))])
-
-
-def parts_of(point: np.ndarray, state: State) -> tuple[np.ndarray, np.ndarray | None]:
-    """theta and phi of a point; a phi that is held is what it was to the last digit."""
-    if state.step.dispersion is None:
+def parted(point: np.ndarray, now: Any, best: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """theta and phi of a point; None where ``best``, the phi called for, is. Where it is as now, phi is held."""
+    if best is None:
         return point, None
-    now, best = np.asarray(state.objective.dispersion), np.asarray(state.step.dispersion)
+    now = np.asarray(now)
     with np.errstate(over="ignore"):
         phi = np.exp(point[:, -1] if now.ndim else point[0, -1]).astype(now.dtype)
-    return point[:, :-1], np.where(best == now, now, phi)
+    return point[:, :-1], np.where(np.asarray(best) == now, now, phi)
 
 
 def extrapolated(

@@ -64,7 +64,8 @@ def refine(
             decoder ``coefficients``.
         method: ``"exact"`` (any family) or ``"entry"`` (columns with a logistic form, or Gaussian).
         dispersion: None goes on as the optimum did: phi is estimated if ``fit`` estimated it, else held. ``"estimate"``
-            (Gaussian, Gamma; of a Mixed one a column of these) or a value say otherwise.
+            (Gaussian, Gamma; of a Mixed one a column of these) or a value say otherwise. A Gaussian's is the mean of
+            (x - m)^2 + v, with m and v the posterior mean and variance of eta.
         tolerance: nats per row; stop when what is left to gain is predicted to be less. Below a few rounding units of
             the ELBO no gain can be seen, so in float32 it is at least that.
         max_rounds: passes over the data that are kept, at most.

@@ -192,8 +192,7 @@ def _family_of(reconstruction: str, family: Family | None, dispersion: ArrayLike
         if dispersion is not None:
             _settings.positive_each(dispersion, "dispersion")
             return family, dispersion
-        open_alone = family.columns is None and family.estimates_dispersion and family.is_quadratic
-        if family.fixed_dispersion is None and not open_alone:
+        if family.fixed_dispersion is None and not family.has_joint_dispersion:
             raise ValueError(f"dispersion: {family!r} needs one, got None")
         return family, family.fixed_dispersion
     if family is not None:

@@ -276,8 +276,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
 
     def _keep(self, optimum: AffineOptimum | RefinedOptimum) -> AffineVAE:
         names = getattr(self, "feature_names_in_", None)  # moments know none
-        optimum = optimum._replace(column_names=None if names is None else ColumnNames(names))
-        self.optimum_ = optimum = optimum._replace(covariate_names=self.covariate_names_in_)
+        names = None if names is None else ColumnNames(names)
+        self.optimum_ = optimum = optimum._replace(column_names=names, covariate_names=self.covariate_names_in_)
         self.components_ = np.asarray(optimum.loadings).T
         self.intercept_ = np.asarray(optimum.intercept)
         self.coefficients_ = None if (B := optimum.model.coefficients) is None else np.asarray(B)

@@ -64,7 +64,7 @@ def dispersion_of(family: Family, dispersion: Any, columns: int, names: tuple[st
     if isinstance(dispersion, Mapping):
         return _of_columns(family, dispersion, columns, names)
     if isinstance(dispersion, str):
-        dispersion = None if family.is_quadratic and family.columns is None else 1.0
+        dispersion = None if family.has_joint_dispersion else 1.0
     if dispersion is None or np.ndim(dispersion) or family.columns is None:
         return dispersion
     fixed = np.array([family.of_column(column).fixed_dispersion is not None for column in range(family.columns)])

@@ -97,6 +97,11 @@ class Family:
         return f(self, *values)
 
     @property
+    def has_joint_dispersion(self) -> bool:
+        """The best phi, one for all columns, has a closed form together with all else: ``fit`` estimates it."""
+        return self.columns is None and self.is_quadratic and self.estimates_dispersion
+
+    @property
     def remainder_depends_on_x(self) -> bool:
         """Whether ``remainder`` needs x."""
         return not self.curvature_is_constant

@@ -113,11 +113,8 @@ def select(
     score, ours of the difference from the best, in which what folds differ in cancels); Wold (1978) and Owen and Perry
     (2009) for held-out entries.
     """
-    grid = _Grid(x, family, latent_dims, betas, dispersion)
-    by_entry = _check_words(holdout, method, metric, family)
-    _check_expansion(expand_at, method)
-    if dispersion is None and not (method in _ASCENTS and family.estimates_dispersion):
-        dispersion_of(family, None, grid.rows.num_columns, grid.dtype)  # refused where one is needed
+    grid = _Grid(x, family, latent_dims, betas, dispersion, method in _ASCENTS)
+    by_entry = _check_words(holdout, method, metric, family, expand_at)
     folds = _settings.integer(folds, "folds", least=2)
     seed = _settings.integer(seed, "seed", least=0)
     if seed >= 2**63:
@@ -154,7 +151,7 @@ def select(
 class _Grid:
     """The rows, and the points to try on them, checked."""
 
-    def __init__(self, x: Any, family: Family, latent_dims: Any, betas: Any, dispersion: Any) -> None:
+    def __init__(self, x: Any, family: Family, latent_dims: Any, betas: Any, dispersion: Any, ascends: bool) -> None:
         check_family(family)
         if isinstance(x, Moments):
             raise TypeError("x: expected rows, got Moments, of which none can be held out")
@@ -175,8 +172,8 @@ class _Grid:
         values = np.asarray(betas, np.float64)
         self.points = [Choice(k, beta) for k in sorted({*units}) for beta in sorted({*values.tolist()})]
         self.most = max(units)
-        self.given = dispersion
-        if dispersion is not None:
+        self.given = None  # where it is estimated
+        if not (dispersion is None and ascends and family.estimates_dispersion):
             self.given = dispersion_of(family, dispersion, source.num_columns, self.dtype)
 
 
@@ -184,7 +181,7 @@ def _weight(rows: Rows, _: None) -> tuple[Array, None]:
     return jnp.sum(rows.weight), None
 
 
-def _check_words(holdout: str, method: str, metric: str | None, family: Family) -> bool:
+def _check_words(holdout: str, method: str, metric: str | None, family: Family, expand_at: Any) -> bool:
     """Whether entries are held out."""
     if holdout not in ("rows", "entries"):
         raise ValueError(f'holdout: expected "rows" or "entries", got {holdout!r}')
@@ -197,14 +194,11 @@ def _check_words(holdout: str, method: str, metric: str | None, family: Family) 
             f'method: with holdout="entries" expected "exact" or "entry", got {method!r}: it knows the data by their '
             "moments, which have no place for a missing entry"
         )
+    if method in _ASCENTS and not (isinstance(expand_at, str) and expand_at == "zero"):
+        raise ValueError(f'expand_at: method "{method}" expands nowhere, so it takes none, got {expand_at!r}')
     if method in ("tightened", "entry"):
         require_tangent(family)
     return holdout == "entries"
-
-
-def _check_expansion(expand_at: Any, method: str) -> None:
-    if method in _ASCENTS and not (isinstance(expand_at, str) and expand_at == "zero"):
-        raise ValueError(f'expand_at: method "{method}" expands nowhere, so it takes none, got {expand_at!r}')
 
 
 # Fits -------------------------------------------------------------------------------------------------------
@@ -235,10 +229,7 @@ def _ascents(grid: _Grid, fold: Fold, method: str, tolerance: float) -> Iterator
 
     The other way round a model of too few units leads the next into a local optimum.
     """
-    phi: Any = grid.given if grid.given is not None else grid.family.fixed_dispersion
-    asked: Any = phi
-    if phi is None and grid.family.estimates_dispersion:
-        phi, asked = 1.0, "estimate"
+    phi, asked = (1.0, "estimate") if grid.given is None else (grid.given, grid.given)
     train = named(fold.train(), **names_for(grid.rows))
     columns = train.num_columns
     zero = Affine(np.zeros((columns, grid.most), grid.dtype), np.zeros(columns, grid.dtype))
