@@ -5,8 +5,8 @@
 is pure, stands at module level and is compiled once for each padded size. The loop cuts blocks on the host (views of
 NumPy arrays), all of one rung of a short ladder, pads the last by repeating a row at weight 0, calls f, and adds the
 summands up. So the number of rows never enters a compiled program, and another number compiles next to nothing. What a
-row keeps (``old`` and ``new``) lies in a store, which drops the padding. Under a transformation the same f runs in
-``lax.scan``.
+row keeps (``old`` and ``new``) lies in a store, which drops the padding. Blocks may be computed side by side
+(:mod:`glmvae.threads`); they are added in order all the same. Under a transformation the same f runs in ``lax.scan``.
 
 In f every row has a weight, 0 for padding: sums are masked by it, results a row are not. A result that the rows share
 has a leading axis of 1, as everything here.
@@ -34,6 +34,7 @@ from glmvae.rows import Rows, check_rows, entered
 from glmvae.sources import Source, concrete
 from glmvae.stores import Block as Block
 from glmvae.stores import Store as Store
+from glmvae.threads import programs_side_by_side
 
 Function = Callable[..., tuple[Any, Any]]
 
@@ -68,6 +69,7 @@ def sweep(
     add: Callable | None = None,
     size: int | None = None,
     compiled: bool = True,
+    threads: bool = False,
     on_host: Function | None = None,
     whole: Callable[[Rows], bool] | None = None,
     name: str = "x",
@@ -86,6 +88,7 @@ def sweep(
         add: of two summands; the sum of all leaves where it is None.
         size: rows of a full block.
         compiled: f is compiled, once for each padded size; otherwise it runs as it is, operation by operation.
+        threads: blocks are computed side by side, in threads: it pays where f is long and its operations small.
         on_host: what stands in for f, uncompiled, where rows lie on the host: it gets them as they come, not cast.
         whole: whether it gets all rows of a piece at once, without padding; otherwise it has blocks as f has.
 
@@ -108,7 +111,7 @@ def sweep(
     args = jax.tree.map(lambda leaf: np.asarray(leaf, dtype) if getattr(leaf, "weak_type", False) else leaf, args)
     with _checks.at_once():  # what is concrete stays so, inside somebody's jit too
         plain = None if on_host is None else _plain(on_host, check)
-        return _pass(run, plain, whole, source, args, family, num_covariates, given, store, add, size, name)
+        return _pass(run, plain, whole, source, args, family, num_covariates, given, store, add, size, name, threads)
 
 
 def _pass(
@@ -124,6 +127,7 @@ def _pass(
     add: Callable,
     size: int,
     name: str,
+    threads: bool,
 ) -> Any:
     """The loop itself, on the host."""
     result, last, verdicts, first, index = None, None, [], 0, 0
@@ -132,13 +136,17 @@ def _pass(
             check_rows(piece, family, num_covariates, name)
         here = plain if plain is not None and lies_on_host(piece.x) else run
         _check_given(given, first + piece.num_rows, False)
-        n = piece.num_rows
-        at_once = here is plain and whole is not None and whole(piece)
-        for start, count, padded in [(0, n, n)] if at_once else layout(n, size):
-            block = Block(index, first + start, count, padded)
-            cut = cut_rows(piece, start, count, padded)
+        n, before = piece.num_rows, index
+        cuts = [(0, n, n)] if here is plain and whole is not None and whole(piece) else layout(n, size)
+        blocks = (Block(before + i, first + start, count, padded) for i, (start, count, padded) in enumerate(cuts))
+
+        def outcome(block: Block, piece: Rows = piece, first: int = first, here: Callable = here) -> tuple[Rows, Any]:
+            cut = cut_rows(piece, block.start - first, block.count, block.size)
             old = store.read(block) if given is None and store is not None else cut_tree(given, block, source.num_rows)
-            summand, new, valid = here(cut, old, family, args)
+            return cut, here(cut, old, family, args)
+
+        each = programs_side_by_side(outcome, blocks) if threads else ((block, outcome(block)) for block in blocks)
+        for block, (cut, (summand, new, valid)) in each:
             if store is not None and new is not None:
                 store.write(block, new)
             if valid is not None:

@@ -68,4 +68,5 @@ def best_posterior(model: Any, x: ArrayLike, *, tolerance: float = 1e-6, max_ste
         family=model.family,
         num_covariates=decoder.num_covariates,
         given=prior_like(decoder),
+        threads=True,
     )

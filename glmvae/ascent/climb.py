@@ -89,6 +89,7 @@ def at_decoder(
         check=check,
         num_covariates=decoder.num_covariates,
         store=store,
+        threads=True,
     )
     step = decoder_step(sums, decoder, objective, problem.free_dispersion)
     if constant is None:

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from glmvae import threads
 from glmvae.decomposition import one_thread
 from glmvae.statistics.centring import divisor
 
-# Entries of a part, which stays in cache; operations below which a part more is not worth a thread; threads at most.
+# Entries of a part, which stays in cache; operations below which a part more is not worth a thread.
 _ENTRIES = 3_300_000
 _OPERATIONS = 20_000_000
-_THREADS = 8
 # Columns up to which products are made in double precision: rows that come in few levels round alike, so that single
 # precision is off by tens of units, which for few columns may be all that is left beside a large one.
 _NARROW = 64
@@ -62,7 +60,7 @@ def sums_on_host(
     """
     n, d = x.shape
     dtype = np.float64 if d <= _NARROW else dtype
-    workers = max(1, min(_THREADS, _cpus(), n * d * d // _OPERATIONS))
+    workers = max(1, min(threads.workers(), n * d * d // _OPERATIONS))
     parts = math.ceil(math.ceil(n / max(1, _ENTRIES // d)) / workers) * workers  # as many for each
     rows = math.ceil(n / parts)
     cuts = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
@@ -77,12 +75,7 @@ def sums_on_host(
     with one_thread():
         if workers == 1:
             return functools.reduce(add, map(part, cuts))
-        with ThreadPoolExecutor(workers) as pool:
-            return functools.reduce(add, pool.map(part, cuts))
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return functools.reduce(add, (found for _, found in threads.side_by_side(part, cuts, workers)))
 
 
 def _part(rows: np.ndarray, weight: Any, dtype: Any, explained: Any, covariates: Any) -> Sums:

@@ -1,0 +1,81 @@
+"""Work side by side in threads, its results in order: parts of a product in BLAS, blocks of rows in a compiled program.
+
+XLA's CPU client runs what one thread calls one program after the other, and spreads over the cores only the larger
+operations of each: a program of many small ones leaves cores idle that another block could use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import jax
+
+Job = TypeVar("Job")
+
+# Threads at most: each has the temporaries of a block.
+_THREADS = 8
+
+
+def workers() -> int:
+    """Threads that have a core each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_THREADS, cores)
+
+
+def side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job], ahead: int) -> Iterator[tuple[Job, Any]]:
+    """Each job with f of it, in order; so many are started before the result of the first is asked for.
+
+    Where one fails, or the caller goes no further, what has not begun is given up and what has is waited for.
+    """
+    started: deque[tuple[Job, Future]] = deque()
+    try:
+        for job in jobs:
+            started.append((job, _pool().submit(f, job)))
+            if len(started) >= ahead:
+                first, result = started.popleft()
+                yield first, result.result()
+        while started:
+            first, result = started.popleft()
+            yield first, result.result()
+    finally:
+        wait([result for _, result in started if not result.cancel()])
+
+
+def programs_side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
+    """Each job with f of it, which runs a compiled program, in order: the first in this thread, which compiles it.
+
+    Settings of JAX that hold in this thread alone (``with jax.default_matmul_precision(...)``) would be lost in others,
+    and the program compiled again: but for the precision all is then done here.
+    """
+    todo = iter(jobs)
+    for first in todo:
+        yield first, f(first)
+        break
+    settings: dict[str, Any] = jax.config.values
+
+    def there(job: Job) -> tuple[bool, Any]:
+        with _precision(settings["jax_enable_x64"]):
+            same = jax.config.values == settings
+            return same, jax.block_until_ready(f(job)) if same else None
+
+    if workers() == 1 or jax.default_backend() != "cpu":
+        yield from ((job, f(job)) for job in todo)
+        return
+    for job, (done, result) in side_by_side(there, todo, 2 * workers()):
+        yield job, result if done else f(job)
+
+
+def _precision(double: bool) -> contextlib.AbstractContextManager:
+    """A context of that precision, none where it is so."""
+    return contextlib.nullcontext() if jax.config.values["jax_enable_x64"] == double else jax.enable_x64(double)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers(), thread_name_prefix="glmvae")
