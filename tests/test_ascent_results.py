@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from ascent_cases import ROUNDING, TIGHT, D, K, N, case
 from jax.flatten_util import ravel_pytree
+from scipy.optimize import minimize
+from scipy.special import gammaln
 
 from glmvae import Affine, Objective, Posterior, Rows, best_posterior, elbo_exact, fit, posterior, refine, tighten
 from glmvae.ascent.encoder import _Point, _start
@@ -125,6 +127,40 @@ def test_of_heavy_tailed_counts_too_no_other_encoder_is_better(seed):
     enough = 1e-3 * (r.elbo - value(slopes, r.encoder.bias + r.encoder.weight @ mean))  # of what the encoder loses
     assert 0 <= left_to_gain(slopes) < enough
     assert left_to_gain(0.9 * slopes) > enough
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_of_sparse_counts_of_every_size_the_encoder_is_no_dead_end(seed):
+    """Far below the best whole steps overshoot by orders of magnitude, and 60 short ones lead nowhere near it."""
+    rng = np.random.default_rng(seed)
+    sizes = np.floor(np.exp(np.minimum(4 * rng.normal(size=(60, 20)) + 1, 11)))
+    x = np.where(rng.uniform(size=sizes.shape) < 0.1, sizes, 0.0)
+    x[0] += x.sum(axis=0) == 0
+    r = refine(fit(x, Poisson(), 2), x, max_rounds=40)
+    w, b, spread = np.asarray(r.loadings), np.asarray(r.intercept), x.std(axis=0)
+    y, base = (x - x.mean(axis=0)) / spread, np.mean(np.sum(gammaln(x + 1), axis=1))
+    lower = np.tril_indices(2)
+
+    def loss(flat):
+        """Less the ELBO, and its gradient, in the slopes, the level and a Cholesky factor."""
+        slopes, level, root = flat[:40].reshape(2, 20), flat[40:42], np.zeros((2, 2))
+        root[lower] = flat[42:]
+        mean, covariance = y @ slopes.T + level, root @ root.T
+        rate = np.exp(np.minimum(mean @ w.T + b + np.einsum("jk,kl,jl->j", w, covariance, w) / 2, 300))
+        kl = 0.5 * (np.sum(mean**2) / 60 + np.trace(covariance) - 2 - 2 * np.log(np.abs(np.diag(root))).sum())
+        residual = ((x - rate) @ w - mean) / 60
+        curvature = w.T @ (w * rate.mean(axis=0)[:, None]) + np.eye(2)
+        factor = (curvature @ root - np.linalg.inv(root).T)[lower]
+        value = np.mean(np.sum(x * (mean @ w.T + b) - rate, axis=1)) - base - kl
+        return -value, np.concatenate([-(residual.T @ y).ravel(), -residual.sum(axis=0), factor])
+
+    encoder, none = r.encoder, np.r_[np.zeros(42), 0.1, 0.0, 0.1]
+    root = np.linalg.cholesky(np.asarray(encoder.covariance))
+    found = np.r_[np.ravel(encoder.weight * spread), encoder.bias + encoder.weight @ x.mean(axis=0), root[lower]]
+    reached, best = -loss(found)[0], -minimize(loss, found, jac=True, options={"maxiter": 500}).fun
+    np.testing.assert_allclose(reached, np.mean(elbo_exact(r, x, posterior(r, x))), rtol=1e-9)
+    assert best - 0.01 * (r.elbo - best) < reached <= best
+    assert -minimize(loss, none, jac=True, options={"maxiter": 20}).fun < reached  # Control: it is not near everything
 
 
 def test_starts_rise_with_the_optimum():

@@ -29,14 +29,14 @@ def compiled_anew():
 
 @pytest.mark.usefixtures("compiled_anew")
 def test_the_compiler_does_not_go_in_circles(capfd, monkeypatch):
-    model, rows = binomial(3)
+    model, rows = binomial(13)
     best = refine(model, rows)
     elbo_exact(best, rows, best_posterior(best, rows))
     share = np.asarray(rows.x).sum(axis=0) / np.asarray(rows.trials).sum(axis=0)
     np.testing.assert_allclose(best.intercept, np.log(share / (1 - share)), rtol=1e-6)
     assert "circular" not in capfd.readouterr().err
     monkeypatch.setattr(glmvae.variational, "hidden_if_none", lambda variance, decoder: variance)
-    model, rows = binomial(4)  # the control: another shape, compiled anew
+    model, rows = binomial(17)  # the control: columns that no other test has, compiled anew
     elbo_exact(model, rows, best_posterior(model, rows))
     assert "circular" in capfd.readouterr().err
 

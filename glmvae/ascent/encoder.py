@@ -6,13 +6,16 @@ w_i its weights,
     d ELBO / d mu_i = r_i = W' g_i - beta mu_i,     - d r_i / d mu_i = H_i = beta I + W' diag(w_i) W
 
 The ELBO is concave in (A, a) where log p is concave in eta, and the weights call for Sigma = beta (mean H)^-1. Newton's
-method climbs it in (A Cov(x)^1/2, a), from the regression of the posterior means on x, its slopes shortened until they
-are better than none (a mean linear in x overshoots where counts are large). Every H_i is kept with its row, and
+method climbs it in (A Cov(x)^1/2, a). It starts where a GLM does, at least squares of the saturated model: the means
+that the ascent found regressed on x, each with the H_i = beta Sigma_i^-1 of its row, and its slopes shortened until
+they are better than none (a mean linear in x overshoots where counts are large). Every H_i is kept with its row, and
 conjugate gradients solve for the step
 
-    sum_i H_i D y_i y_i' = sum_i r_i y_i',     y = (Cov(x)^-1/2 (x - mean x), 1)
+    sum_i (H_i + lambda W'W) D y_i y_i' = sum_i r_i y_i',     y = (Cov(x)^-1/2 (x - mean x), 1)
 
-which costs passes of two small matrix products, and none over E log p.
+which costs passes of two small matrix products, and none over E log p. lambda is 0 until a step overshoots (Levenberg
+and Marquardt's damping): rows of small counts, whose curvature is next to nothing, hold their predictors where those of
+large counts would drive them out of range.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from glmvae._numerics import symmetric_inverse
 from glmvae.ascent.climb import Problem
 from glmvae.ascent.decoder import in_double
 from glmvae.ascent.posteriors import packed_curvature
 from glmvae.ascent.row_posteriors import unpacked
 from glmvae.ascent.terms import exact_terms
-from glmvae.blocks import Store, sweep, total
+from glmvae.blocks import Store, sweep
 from glmvae.decomposition import one_thread
 from glmvae.model import Affine, Objective
 from glmvae.optimum import Encoder
@@ -40,17 +44,22 @@ from glmvae.spectral import decompose
 from glmvae.statistics import moments
 from glmvae.variational import Posterior, kl_of, predictor_moments, upper_triangle
 
-# Halvings of the slopes at the start; steps of Newton's method, how far each is solved for, and by how much it is
-# shortened where it overshoots.
+# Halvings of the slopes at the start; steps of Newton's method, how far each is solved for, and the start.
 _HALVINGS = 5
-_STEPS = 60
+_STEPS = 80
 _SOLVED = 0.1
+_STARTED = 1e-3
 _PRODUCTS = 40
-_SHORTER = 0.25
+# The least damping, a share of the mean curvature; how much more where a step overshoots, less where it does not.
+_LEAST = 1e-6
+_MORE = 10.0
+_LESS = 3.0
 # An encoder need not be better than that: nats per row, of the ELBO, and of what it loses to the best posteriors.
 _TOLERANCE = 2e-5
 _RELATIVE = 2e-6
 _OF_LOSS = 1e-3
+# What a damped step is predicted to gain says less of what is left: the share of it below which no other is tried.
+_OF_DAMPED = 1e-2
 
 
 class _Sums(NamedTuple):
@@ -75,28 +84,46 @@ class _Point(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """The rows, their (weighted) number and mean, and R (d, d) with R' Cov R = 1, so that y = (R' (x - mean), 1)."""
+    """The rows, their (weighted) number and mean, R (d, d) with R' Cov R = 1, so that y = (R' (x - mean), 1); W'W,
+    of trace 1."""
 
     source: Source
     num_rows: float
     centre: Array
     inverse_root: np.ndarray
+    gram: np.ndarray
 
 
 def best_encoder(problem: Problem, decoder: Affine, objective: Objective, posterior: Posterior, elbo: float) -> Encoder:
     """The encoder of plain rows, whose best posteriors reach ``elbo``."""
-    known = moments(problem.source)
-    sums = total(_regression, problem.source, known.mean, given=posterior, family=objective.family, check=False)
-    cross, mean, count, spread = in_double(sums)
-    data = _Data(problem.source, float(count), known.mean, _inverse_root(np.asarray(known.covariance)))
-    at = functools.partial(_at, data, decoder, objective)
-    # A step that is too long, and overflows, is shortened
+    known, loadings = moments(problem.source), np.asarray(decoder.loadings, np.float64)
+    root, gram = _inverse_root(np.asarray(known.covariance)), _of_trace_1(loadings.T @ loadings)
+    # A step that is too long, and overflows, is damped
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        start = _start(cross @ data.inverse_root / count, mean / count, spread / count, at)
+        num_rows, none = _least_squares(problem.source, known.mean, root, posterior, objective.beta)
+        data = _Data(problem.source, num_rows, known.mean, root, gram)
+        at = functools.partial(_at, data, decoder, objective)
+        found = _newton(none, data, 0.0, _STARTED)
+        start = _start(found[:, :-1], found[:, -1], none.covariance, at)
         best = _climbed(start, data, at, float(objective.beta), elbo)
-    found = _encoder(best.whitened, best.covariance, data, decoder)
-    bias = found.bias - found.weight @ np.asarray(data.centre)
-    return Encoder(*(jnp.asarray(part) for part in (found.weight, bias, found.covariance)))
+    encoder = _encoder(best.whitened, best.covariance, data, decoder)
+    bias = encoder.bias - encoder.weight @ np.asarray(data.centre)
+    return Encoder(*(jnp.asarray(part) for part in (encoder.weight, bias, encoder.covariance)))
+
+
+def _least_squares(
+    source: Source, centre: Array, root: np.ndarray, posterior: Posterior, beta: Array
+) -> tuple[float, _Point]:
+    """The (weighted) number of rows; and no slopes and no level, the pull of the posterior means on them, H of the rows
+    and the covariance that it calls for."""
+    store = Store()
+    sums = sweep(_pulled, source, centre, beta, given=posterior, check=False, store=store)
+    store.commit()
+    cross, pull, packed, num_rows = in_double(sums)
+    curvature = packed[upper_triangle(len(pull))[2]] / num_rows
+    pulls = np.concatenate([cross @ root, pull[:, None]], axis=1) / num_rows
+    covariance = float(beta) * _inverse(curvature)
+    return float(num_rows), _Point(np.zeros_like(pulls), covariance, -np.inf, pulls, store, curvature)
 
 
 def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray, covariance: np.ndarray) -> _Point:
@@ -115,6 +142,12 @@ def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray
 def _encoder(whitened: np.ndarray, covariance: np.ndarray, data: _Data, decoder: Affine) -> Encoder:
     parts = whitened[:, :-1] @ data.inverse_root.T, whitened[:, -1], covariance
     return Encoder(*(np.asarray(part, decoder.loadings.dtype) for part in parts))  # type: ignore[arg-type]
+
+
+def _of_trace_1(gram: np.ndarray) -> np.ndarray:
+    """At a trace of 1; the identity where nothing is left of it."""
+    total = np.trace(gram)
+    return gram / total if total > 0 else np.eye(len(gram)) / max(len(gram), 1)
 
 
 def _inverse_root(covariance: np.ndarray) -> np.ndarray:
@@ -144,48 +177,51 @@ def _start(slopes: np.ndarray, mean: np.ndarray, covariance: np.ndarray, at: Cal
 
 def _climbed(start: _Point, data: _Data, at: Callable[..., _Point], beta: float, reachable: float) -> _Point:
     """From a start on, until a step is predicted to raise the ELBO by less than the tolerance."""
-    point, length = start, 1.0
+    point, damping = start, 0.0
     for _ in range(_STEPS):
-        step = _newton(point, data)
         spread = point.curvature @ point.covariance / beta
-        gain = 0.5 * np.sum(step * point.gradient)
-        gain += 0.5 * beta * (np.trace(spread) - len(spread) - np.linalg.slogdet(spread)[1])
+        of_spread = 0.5 * beta * (np.trace(spread) - len(spread) - np.linalg.slogdet(spread)[1])
         enough = _TOLERANCE + max(_RELATIVE * abs(point.elbo), _OF_LOSS * (reachable - point.elbo))
-        while gain * length >= enough:
+        while True:
+            step, length = _newton(point, data, damping, _SOLVED), 1 / (1 + damping)
+            gain = 0.5 * np.sum(step * point.gradient) + length * of_spread
+            if not gain >= (enough if damping == 0 else _OF_DAMPED * enough):
+                return point
             precision = (1 - length) * _inverse(point.covariance) + length * point.curvature / beta
-            found = at(point.whitened + length * step, _inverse(precision))
+            found = at(point.whitened + step, _inverse(precision))
             if found.elbo > point.elbo:
                 break
-            length *= _SHORTER
-        else:
-            return point
-        point, length = found, min(length / _SHORTER, 1.0)
+            damping = max(_MORE * damping, _LEAST)
+        point, damping = found, damping / _LESS if damping > _LEAST else 0.0
     return point
 
 
-def _newton(point: _Point, data: _Data) -> np.ndarray:
+def _newton(point: _Point, data: _Data, damping: float, solved: float) -> np.ndarray:
     """D, by conjugate gradients in the metric of the mean H."""
     from scipy.sparse.linalg import LinearOperator, cg
 
     shape, dtype = point.gradient.shape, np.asarray(data.centre).dtype
+    first, second, _ = upper_triangle(shape[0])
+    extra = damping * np.trace(point.curvature) * data.gram
+    packed = np.asarray(extra[first, second], dtype)
 
     def product(flat: np.ndarray) -> np.ndarray:
         step = flat.reshape(shape)
         parts = (np.asarray(part, dtype) for part in (step[:, :-1] @ data.inverse_root.T, step[:, -1]))
-        pulled = sweep(_curved, data.source, data.centre, *parts, check=False, store=point.curvatures)
+        pulled = sweep(_curved, data.source, data.centre, packed, *parts, check=False, store=point.curvatures)
         cross, summed = in_double(pulled)
         return np.concatenate([cross @ data.inverse_root, summed[:, None]], axis=1).ravel() / data.num_rows
 
-    inverse = _inverse(point.curvature)
+    inverse = _inverse(point.curvature + extra)
     size = point.gradient.size
-    solved, _ = cg(
+    found, _ = cg(
         LinearOperator((size, size), product),
         point.gradient.ravel(),
-        rtol=_SOLVED,
+        rtol=solved,
         maxiter=_PRODUCTS,
         M=LinearOperator((size, size), lambda flat: (inverse @ flat.reshape(shape)).ravel()),
     )
-    return np.asarray(solved).reshape(shape)
+    return np.asarray(found).reshape(shape)
 
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
@@ -193,11 +229,14 @@ def _inverse(matrix: np.ndarray) -> np.ndarray:
     return np.linalg.pinv(matrix, hermitian=True)
 
 
-def _regression(rows: Rows, q: Posterior, centre: Array) -> tuple[tuple[Array, Array, Array, Array], None]:
+def _pulled(rows: Rows, q: Posterior, centre: Array, beta: Array) -> tuple[tuple[Array, Array, Array, Array], Array]:
+    """H mu against x and summed, and H, of posteriors that are the best of their rows."""
     each = jnp.where(rows.weight > 0, rows.weight, 0.0)
-    weighted = each[:, None] * q.mean
-    covariance = jnp.sum(each[:, None, None] * q.covariance, axis=0)
-    return (weighted.T @ (rows.x - centre[None]), jnp.sum(weighted, axis=0), jnp.sum(each), covariance), None
+    inverse, _ = symmetric_inverse(q.covariance)
+    first, second, _ = upper_triangle(q.mean.shape[1])
+    curvature = (beta * each)[:, None, None] * inverse
+    pulled, packed = jnp.sum(curvature * q.mean[:, None], axis=-1), curvature[:, first, second]
+    return (pulled.T @ (rows.x - centre[None]), pulled.sum(axis=0), packed.sum(axis=0), jnp.sum(each)), packed
 
 
 def _encoded(
@@ -223,10 +262,11 @@ def _encoded(
 
 
 def _curved(
-    rows: Rows, curvature: Array, centre: Array, slopes: Array, intercept: Array
+    rows: Rows, curvature: Array, centre: Array, extra: Array, slopes: Array, intercept: Array
 ) -> tuple[tuple[Array, Array], None]:
-    """What H makes of a step, against x and summed."""
+    """What H and the damping make of a step, against x and summed."""
     centred = rows.x - centre[None]
     moved = centred @ slopes.T + intercept[None]
-    pulled = jnp.sum(unpacked(curvature, moved.shape[1]) * moved[:, None], axis=-1)
+    damped = curvature + jnp.where(rows.weight > 0, rows.weight, 0.0)[:, None] * extra[None]
+    pulled = jnp.sum(unpacked(damped, moved.shape[1]) * moved[:, None], axis=-1)
     return (pulled.T @ centred, jnp.sum(pulled, axis=0)), None
