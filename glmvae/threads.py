@@ -34,15 +34,17 @@ def side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job], ahead: int) -> It
     Where one fails, or the caller goes no further, what has not begun is given up and what has is waited for.
     """
     started: deque[tuple[Job, Future]] = deque()
+    todo = iter(jobs)
     try:
-        for job in jobs:
-            started.append((job, _pool().submit(f, job)))
-            if len(started) >= ahead:
-                first, result = started.popleft()
-                yield first, result.result()
-        while started:
-            first, result = started.popleft()
-            yield first, result.result()
+        while True:
+            for job in todo:
+                started.append((job, _pool().submit(f, job)))
+                if len(started) >= ahead:
+                    break
+            if not started:
+                return
+            yield started[0][0], started[0][1].result()
+            started.popleft()
     finally:
         wait([result for _, result in started if not result.cancel()])
 
