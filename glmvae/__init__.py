@@ -6,8 +6,8 @@ first to the last (a module imports only from those above it):
 
     families/              Family: the observation model of a column, and all that is known of it
     rows, sources          Rows: data with all that differs from row to row; Source: where they come from, in pieces
+    threads                work side by side, its results in order
     stores, cuts, blocks   the loop over rows: one function of a block, an associative sum; Store: what rows keep
-    threads                what of it is computed side by side
     model, variational     Objective (family, beta, dispersion), Affine (a decoder), AffineModel (the two); Posterior
     statistics/            Moments: one pass, mergeable, weighted
     expansion, quadratics  the quadratic at eta0: working response, weight, constant

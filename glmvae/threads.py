@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,18 +34,15 @@ def side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job], ahead: int) -> It
 
     Where one fails, or the caller goes no further, what has not begun is given up and what has is waited for.
     """
+    coming = ((job, _pool().submit(f, job)) for job in jobs)
     started: deque[tuple[Job, Future]] = deque()
-    todo = iter(jobs)
     try:
-        while True:
-            for job in todo:
-                started.append((job, _pool().submit(f, job)))
-                if len(started) >= ahead:
-                    break
-            if not started:
-                return
-            yield started[0][0], started[0][1].result()
+        started.extend(itertools.islice(coming, ahead))
+        while started:
+            job, result = started[0]
+            yield job, result.result()
             started.popleft()
+            started.extend(itertools.islice(coming, 1))
     finally:
         wait([result for _, result in started if not result.cancel()])
 
@@ -56,9 +54,8 @@ def programs_side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job]) -> Itera
     and the program compiled again: but for the precision all is then done here.
     """
     todo = iter(jobs)
-    for first in todo:
+    for first in itertools.islice(todo, 1):
         yield first, f(first)
-        break
     settings: dict[str, Any] = jax.config.values
 
     def there(job: Job) -> tuple[bool, Any]:

@@ -1,7 +1,9 @@
 """Work side by side: the results of one thread, in order, under the settings of the caller; nothing is left running."""
 
 import functools
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import chex
@@ -72,12 +74,11 @@ def test_results_come_in_order_and_no_more_are_started_than_was_said():
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_where_one_fails_nothing_goes_on(error):
-    running, done = threading.Semaphore(0), []
+    done = []
 
     def job(number):
         if number == 1:
             raise error(number)
-        running.release()
         done.append(number)
 
     with pytest.raises(error):
@@ -86,6 +87,24 @@ def test_where_one_fails_nothing_goes_on(error):
     assert ended < 20
     assert list(side_by_side(int, [7], 3)) == [(7, 7)]  # the threads are there for others
     assert len(done) == ended
+
+
+def test_a_caller_that_is_interrupted_waits_for_what_has_begun():
+    done = []
+
+    def job(number):
+        time.sleep(0.3)  # by now the caller waits for this result
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as Ctrl-C does
+        time.sleep(0.3)
+        done.append(number)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(side_by_side(job, [0], 1))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == [0]
 
 
 def test_a_caller_that_goes_no_further_leaves_nothing_running():

@@ -50,8 +50,10 @@ _STEPS = 80
 _SOLVED = 0.1
 _STARTED = 1e-3
 _PRODUCTS = 40
-# The least damping, a share of the mean curvature; how much more where a step overshoots, less where it does not.
+# The least damping, a share of the mean curvature; how much more where a step overshoots, so many times at most, and
+# less where it does not.
 _LEAST = 1e-6
+_TRIES = 30
 _MORE = 10.0
 _LESS = 3.0
 # An encoder need not be better than that: nats per row, of the ELBO, and of what it loses to the best posteriors.
@@ -179,21 +181,31 @@ def _climbed(start: _Point, data: _Data, at: Callable[..., _Point], beta: float,
     """From a start on, until a step is predicted to raise the ELBO by less than the tolerance."""
     point, damping = start, 0.0
     for _ in range(_STEPS):
-        spread = point.curvature @ point.covariance / beta
-        of_spread = 0.5 * beta * (np.trace(spread) - len(spread) - np.linalg.slogdet(spread)[1])
         enough = _TOLERANCE + max(_RELATIVE * abs(point.elbo), _OF_LOSS * (reachable - point.elbo))
-        while True:
-            step, length = _newton(point, data, damping, _SOLVED), 1 / (1 + damping)
-            gain = 0.5 * np.sum(step * point.gradient) + length * of_spread
-            if not gain >= (enough if damping == 0 else _OF_DAMPED * enough):
-                return point
-            precision = (1 - length) * _inverse(point.covariance) + length * point.curvature / beta
-            found = at(point.whitened + step, _inverse(precision))
-            if found.elbo > point.elbo:
-                break
-            damping = max(_MORE * damping, _LEAST)
+        found, damping = _raised(point, damping, data, at, beta, enough)
+        if found is None:
+            break
         point, damping = found, damping / _LESS if damping > _LEAST else 0.0
     return point
+
+
+def _raised(
+    point: _Point, damping: float, data: _Data, at: Callable[..., _Point], beta: float, enough: float
+) -> tuple[_Point | None, float]:
+    """After a step, damped until it raises the ELBO; None where none is predicted to gain enough. And the damping."""
+    spread = point.curvature @ point.covariance / beta
+    of_spread = 0.5 * beta * (np.trace(spread) - len(spread) - np.linalg.slogdet(spread)[1])
+    for _ in range(_TRIES):
+        step, length = _newton(point, data, damping, _SOLVED), 1 / (1 + damping)
+        gain = 0.5 * np.sum(step * point.gradient) + length * of_spread
+        if not gain >= (enough if damping == 0 else _OF_DAMPED * enough):
+            break
+        precision = (1 - length) * _inverse(point.covariance) + length * point.curvature / beta
+        found = at(point.whitened + step, _inverse(precision))
+        if found.elbo > point.elbo:
+            return found, damping
+        damping = max(_MORE * damping, _LEAST)
+    return None, damping
 
 
 def _newton(point: _Point, data: _Data, damping: float, solved: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from glmvae import _checks, _settings
 from glmvae.families.calculus import derivative, half_spread, inverse_of_mean, terms_by_quadrature
 from glmvae.families.scale import Logistic, apply_scale, as_floats, at_scale_one
-from glmvae.families.support import Support, of_rank, refuse_value
+from glmvae.families.support import Support, refuse_value
 from glmvae.families.trees import is_same, register
 
 if TYPE_CHECKING:
@@ -157,11 +157,7 @@ class Family:
 
     def null_predictor(self, mean: Array) -> Array:
         """link(mean), the intercept-only GLM, kept finite for columns whose mean is at an end of the support."""
-        eps, tiny = jnp.finfo(mean.dtype).eps, jnp.finfo(mean.dtype).tiny
-        lower, upper = (of_rank(jnp.asarray(end, mean.dtype), mean.ndim) for end in self.support[:2])
-        scale = jnp.where(jnp.isfinite(lower) & jnp.isfinite(upper), upper - lower, 1.0)
-        at_end = eps * jnp.maximum(jnp.minimum(scale, 1.0), jnp.abs(lower))  # below any rate that is observed
-        return self.link(jnp.clip(mean, lower + jnp.where(mean > lower, tiny / eps, at_end), upper - eps * scale))
+        return self.link(self.support.off_the_ends(mean))
 
     # Expectations under eta ~ N(mean, variance) -------------------------------------------------------------
 
@@ -251,9 +247,8 @@ class Family:
         self, mean: Array, variance: Array, start: Array, x: Array | None, dispersion: Array
     ) -> tuple[Array, Array]:
         """What a family gives for :meth:`expected_remainder`: the step is N(mean, variance)."""
-        raise TypeError(
-            f"family: {self!r} knows no bounds of its expected remainder; give it expected_remainder_of_step"
-        )
+        missing = "bounds of its expected remainder; give it expected_remainder_of_step"
+        raise TypeError(f"family: {self!r} knows no {missing}")
 
     def dispersion_from(self, deviance: Array) -> Array:
         """The phi that maximises E log p, from the mean of minus ``expected_terms(..., dispersion=1)[0]``.

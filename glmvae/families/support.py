@@ -34,6 +34,14 @@ class Support(NamedTuple):
         held = numpy.isfinite(x) & above & (x <= upper)
         return jax.device_put(held) if known else held
 
+    def off_the_ends(self, mean: Array) -> Array:
+        """Means of data, those at an end as far from it as no rate that is observed."""
+        eps, tiny = jnp.finfo(mean.dtype).eps, jnp.finfo(mean.dtype).tiny
+        lower, upper = (of_rank(jnp.asarray(end, mean.dtype), mean.ndim) for end in (self.lower, self.upper))
+        scale = jnp.where(jnp.isfinite(lower) & jnp.isfinite(upper), upper - lower, 1.0)
+        at_lower = eps * jnp.maximum(jnp.minimum(scale, 1.0), jnp.abs(lower))
+        return jnp.clip(mean, lower + jnp.where(mean > lower, tiny / eps, at_lower), upper - eps * scale)
+
     def __str__(self) -> str:
         if np.ndim(self.lower):
             return f"of {len(np.asarray(self.lower))} columns"
