@@ -186,6 +186,8 @@ def _program(f: Function | None, check: Any, dtype: Any) -> Callable:
         look = all_inside if check is True else check
         return *out, look(rows, family, out[0]) if look else None
 
+    if f is not None:
+        program.__name__ = f.__name__  # by which JAX's logs and profiles tell it
     return jax.jit(program)
 
 

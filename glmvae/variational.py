@@ -100,12 +100,14 @@ def gaussian_kl(mean: Float[Array, "n k"], trace: Array, log_det: Array) -> Floa
 
 
 def upper_triangle(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column index of the upper triangle, and where in it each entry of the full matrix lies."""
-    upper = np.triu_indices(size)
+    """Row and column index of the upper triangle, and where in it each entry of the full matrix lies.
+
+    Column by column, so that it begins with that of every smaller matrix in the corner.
+    """
+    column, row = np.tril_indices(size)
     where = np.zeros((size, size), int)
-    where[upper] = np.arange(len(upper[0]))
-    where = np.maximum(where, where.T)
-    return upper[0], upper[1], where
+    where[row, column] = where[column, row] = np.arange(len(row))
+    return row, column, where
 
 
 def predictor_moments(decoder: Affine, rows: Rows, posterior: Posterior) -> tuple[Array, Array]:

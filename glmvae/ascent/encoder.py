@@ -36,13 +36,13 @@ from glmvae.ascent.row_posteriors import unpacked
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import Store, sweep
 from glmvae.decomposition import one_thread
-from glmvae.model import Affine, Objective
+from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.optimum import Encoder
 from glmvae.rows import Rows
 from glmvae.sources import Source
 from glmvae.spectral import decompose
 from glmvae.statistics import moments
-from glmvae.variational import Posterior, kl_of, predictor_moments, upper_triangle
+from glmvae.variational import Posterior, hidden_if_none, upper_triangle
 
 # Halvings of the slopes at the start; steps of Newton's method, how far each is solved for, and the start.
 _HALVINGS = 5
@@ -65,7 +65,7 @@ _OF_DAMPED = 1e-2
 
 
 class _Sums(NamedTuple):
-    """Of rows: the ELBO, r_i, r_i (x_i - mean x)' and the weights by column."""
+    """Of rows: the ELBO but for the KL of Sigma, r_i, r_i (x_i - mean x)' and the weights by column."""
 
     elbo: Array
     residual: Array
@@ -130,14 +130,18 @@ def _least_squares(
 
 def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray, covariance: np.ndarray) -> _Point:
     """An encoder looked at, in one pass."""
-    store, at = Store(), (_encoder(whitened, covariance, data, decoder), data.centre, decoder, objective)
+    store, encoder = Store(), _encoder(whitened, covariance, data, decoder)
+    loadings, dtype = np.asarray(decoder.loadings, np.float64), decoder.loadings.dtype
+    variance = np.asarray(np.sum(loadings @ covariance * loadings, axis=1), dtype)
+    at = encoder.weight, encoder.bias, variance, data.centre, decoder, objective
     sums = in_double(sweep(_encoded, data.source, *at, family=objective.family, check=False, store=store))
     store.commit()
     gradient = np.concatenate([sums.cross @ data.inverse_root, sums.residual[:, None]], axis=1) / data.num_rows
-    loadings = np.asarray(decoder.loadings, np.float64)
     curvature = loadings.T @ (loadings * (sums.weight / data.num_rows)[:, None])
     curvature += float(objective.beta) * np.eye(decoder.latent_dim)
-    value = float(sums.elbo) / data.num_rows if np.isfinite(curvature).all() else -np.inf
+    spread = 0.5 * (np.trace(covariance) - np.linalg.slogdet(covariance)[1] - decoder.latent_dim)
+    value = float(sums.elbo) / data.num_rows - float(objective.beta) * spread
+    value = value if np.isfinite(curvature).all() else -np.inf
     return _Point(whitened, covariance, value, gradient, store, curvature)
 
 
@@ -252,14 +256,14 @@ def _pulled(rows: Rows, q: Posterior, centre: Array, beta: Array) -> tuple[tuple
 
 
 def _encoded(
-    rows: Rows, _: Any, encoder: Encoder, centre: Array, decoder: Affine, objective: Objective
+    rows: Rows, _: Any, slopes: Array, bias: Array, v: Array, centre: Array, decoder: Affine, objective: Objective
 ) -> tuple[_Sums, Array]:
-    mean = (rows.x - centre[None]) @ encoder.weight.T + encoder.bias[None]
-    q = Posterior(mean, encoder.covariance[None])
-    m, v = predictor_moments(decoder, rows, q)
-    value, gradient, weight = exact_terms(objective, rows, m, v)
+    """Sums, and H of every row, for means (x - centre) A' + a; v is the variance of eta, which rows share."""
+    mean = (rows.x - centre[None]) @ slopes.T + bias[None]
+    m = mean @ decoder.loadings.T + fixed_predictor(decoder, rows)
+    value, gradient, weight = exact_terms(objective, rows, m, hidden_if_none(v[None], decoder))
     each = jnp.where(rows.weight > 0, rows.weight, 0.0)
-    elbo = jnp.sum(value, axis=1) - objective.beta * kl_of(q)
+    elbo = jnp.sum(value, axis=1) - 0.5 * objective.beta * jnp.sum(mean**2, axis=1)
     residual = each[:, None] * (gradient @ decoder.loadings - objective.beta * mean)
     first, second, _ = upper_triangle(decoder.latent_dim)
     same = jnp.asarray(np.where(first == second, 1.0, 0.0), mean.dtype)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from glmvae.ascent.posteriors import full_rows, steps_of
@@ -48,11 +47,9 @@ def _pass(terms: Terms, rows: Rows, old: RowPosteriors, *args: Any) -> tuple[Sum
     covariates = [] if rows.covariates is None else [full_rows(rows.covariates, rows)]
     mean = jnp.concatenate([q.mean, ones, *covariates], axis=1)
     first, second, _ = upper_triangle(mean.shape[1])
-    _, _, where = upper_triangle(decoder.latent_dim)
-    # E z~ z~', packed: the covariance stands where both are latent
-    latent = (first < decoder.latent_dim) & (second < decoder.latent_dim)
-    moment = mean[:, first] * mean[:, second]
-    moment = moment.at[:, np.flatnonzero(latent)].add(q.covariance[:, where[first[latent], second[latent]]])
+    # E z~ z~', packed: it begins with the entries of which both are latent
+    rest = len(first) - q.covariance.shape[1]
+    moment = mean[:, first] * mean[:, second] + jnp.pad(q.covariance, ((0, 0), (0, rest)))
     linear = q.mean @ decoder.loadings.T  # m less what does not depend on z
     entries = jnp.ones_like(known.value) if rows.missing is None else jnp.where(rows.missing, 0.0, 1.0)
     return Sums(

@@ -152,7 +152,7 @@ def _in_turns(q: RowPosteriors) -> Array:
 def packed_curvature(loadings: Array, weight: Float[Array, "n d"]) -> Float[Array, "n p"]:
     """W' diag(w_i) W of every row, packed."""
     first, second, _ = upper_triangle(loadings.shape[1])
-    return weight @ (loadings[:, first] * loadings[:, second])
+    return weight @ (loadings.T[first] * loadings.T[second]).T
 
 
 def full_rows(values: Array, rows: Rows) -> Array:
@@ -182,15 +182,16 @@ def _kl(q: RowPosteriors) -> Array:
 
 
 def _products(decoder: Affine) -> Array:
-    """W_jk W_jl for the entries of a packed matrix, twice where k is not l, (d, p)."""
+    """W_jk W_jl for the entries of a packed matrix, twice where k is not l, (p, d)."""
     first, second, _ = upper_triangle(decoder.latent_dim)
     double = jnp.asarray(np.where(first == second, 1.0, 2.0), decoder.loadings.dtype)
-    return decoder.loadings[:, first] * decoder.loadings[:, second] * double[None]
+    units = decoder.loadings.T
+    return units[first] * units[second] * double[:, None]
 
 
 def _predictor(decoder: Affine, fixed: Array, q: RowPosteriors) -> tuple[Array, Array]:
     """m and v of every entry."""
-    variance = jnp.maximum(q.covariance @ _products(decoder).T, 0.0)
+    variance = jnp.maximum(q.covariance @ _products(decoder), 0.0)
     return q.mean @ decoder.loadings.T + fixed, hidden_if_none(variance, decoder)
 
 
@@ -237,7 +238,7 @@ def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array
     if bent is not None:
 
         def answered() -> Array:
-            return _answer(decoder, beta, bent(q, (packed - q.covariance) @ _products(decoder).T), precision)
+            return _answer(decoder, beta, bent(q, (packed - q.covariance) @ _products(decoder)), precision)
 
         second_half = in_turns & q.second
         moved = jax.lax.cond(jnp.any(second_half), answered, lambda: jnp.zeros_like(mean))

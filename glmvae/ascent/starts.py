@@ -45,13 +45,12 @@ class FirstLook(NamedTuple):
     """The rows summed up in the first pass.
 
     ``mean`` of the observed entries of each column and ``entries``, their weighted number, (d,); ``level`` of the
-    offsets, log mean exp, (d,); ``num_rows``; ``constant``, the mean over rows of what of log p depends on x alone.
+    offsets, log mean exp, (d,); ``constant``, the mean over rows of what of log p depends on x alone.
     """
 
     mean: Float[Array, " d"]
     entries: Float[Array, " d"]
     level: Float[np.ndarray, " d"]
-    num_rows: Float[Array, ""]
     constant: float
 
 
@@ -65,8 +64,8 @@ def first_look(problem: Problem, objective: Objective, num_covariates: int) -> F
     (sums, entries, count, constant), level = total(_look, problem.source, objective, add=_looked, **options)
     refuse_empty(entries, problem.source.column_names)
     mean = jax.device_put(np.asarray(sums) / np.asarray(entries))
-    level = np.asarray(level) - np.log(np.asarray(entries))
-    return FirstLook(mean, entries, level, count, float(constant) / float(count))
+    level = np.zeros(mean.shape, mean.dtype) if level is None else np.asarray(level) - np.log(np.asarray(entries))
+    return FirstLook(mean, entries, level, float(constant) / float(count))
 
 
 def _look(rows: Rows, _: None, objective: Objective) -> tuple[Any, None]:
@@ -76,9 +75,8 @@ def _look(rows: Rows, _: None, objective: Objective) -> tuple[Any, None]:
     )
     counts = observed(rows, jnp.broadcast_to(weight, rows.x.shape))
     entries = jnp.sum(counts, axis=0)
-    if rows.offset is None:
-        level = jnp.log(entries)
-    else:
+    level = None
+    if rows.offset is not None:
         level = jax.scipy.special.logsumexp(jnp.broadcast_to(rows.offset, rows.x.shape), axis=0, b=counts)
     sums = (
         jnp.sum(observed(rows, weight * rows.x), axis=0),
@@ -89,9 +87,9 @@ def _look(rows: Rows, _: None, objective: Objective) -> tuple[Any, None]:
     return (sums, level), None
 
 
-@jax.jit
 def _looked(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a[0], b[0]), jnp.logaddexp(a[1], b[1])
+    with np.errstate(over="ignore"):
+        return jax.tree.map(np.add, a[0], b[0]), None if a[1] is None else np.logaddexp(a[1], b[1])
 
 
 def null_decoder(
@@ -101,10 +99,11 @@ def null_decoder(
     dtype = np.asarray(decoder.loadings).dtype
     loadings = np.zeros((decoder.loadings.shape[0], 0), dtype)
     coefficients = None if decoder.coefficients is None else np.zeros(decoder.coefficients.shape, dtype)
-    if plain:
+    if plain:  # looked at as a decoder whose units are off, for which the pass is compiled
         null = Affine(loadings, null_predictor(objective.family, look.mean))
-        value = total(_null_value, problem.source, null, objective, family=objective.family, check=False)
-        return null, float(value) / float(look.num_rows)
+        off = _padded(null, decoder.latent_dim)
+        looked = at_decoder(problem, PosteriorStore(off), off, objective, steps=0, constant=look.constant)
+        return null, looked.elbo
     start = Affine(loadings, -look.level.astype(dtype), coefficients)
     store = PosteriorStore(start)
     fixed = Problem(problem.source, exact_pass, False)
@@ -113,12 +112,6 @@ def null_decoder(
     climb = Climb(fixed, store, state, tolerance=1e-7, max_rounds=_NULL_ROUNDS, report=lambda value: None)
     climb.ascend()
     return climb.state.decoder, climb.state.elbo
-
-
-def _null_value(rows: Rows, _: None, null: Affine, objective: Objective) -> tuple[Array, None]:
-    eta = jnp.broadcast_to(fixed_predictor(null, rows), rows.x.shape)
-    value = row_sum(rows, objective.family.for_rows(rows).log_prob(rows.x, eta, objective.dispersion_of_entries))
-    return jnp.sum(jnp.where(rows.weight > 0, rows.weight * value, 0.0)), None
 
 
 def best_start(
