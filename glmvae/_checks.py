@@ -104,13 +104,18 @@ def _refuse_foreign(value: Any, name: str) -> None:
         raise TypeError(
             f"{name}: expected a dense array, got {type(value).__name__}; pass {name}.toarray(), or blocks of it"
         )
+    refuse_annotated(value, name)
+    if value is None or isinstance(value, str | bytes | dict | set) or callable(value):
+        raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__}")
+    refuse_masked(value, name)
+
+
+def refuse_annotated(value: Any, name: str) -> None:
+    """An AnnData, or the like, has several arrays."""
     if hasattr(value, "obsm") and hasattr(value, "X"):
         raise TypeError(
             f"{name}: expected an array, got {type(value).__name__}; pass its .X or one of its .layers, dense"
         )
-    if value is None or isinstance(value, str | bytes | dict | set) or callable(value):
-        raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__}")
-    refuse_masked(value, name)
 
 
 def refuse_masked(value: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Tables whose columns have names: pandas, polars, whatever has ``columns`` and becomes an array.
+"""Tables whose columns have names: pandas, polars, Arrow, whatever has ``columns`` and becomes an array.
 
 Nothing of theirs is imported. Names are the host's: no compiled program depends on them.
 """
@@ -6,6 +6,7 @@ Nothing of theirs is imported. Names are the host's: no compiled program depends
 from __future__ import annotations
 
 from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 
 # Names in a print.
 _SHOWN = 6
+# How the dtypes of dates, times and what lies between them begin.
+_TIMES = ("date", "time", "duration")
 
 
 @jax.tree_util.register_static
@@ -27,11 +30,25 @@ def is_table(value: Any) -> bool:
     return hasattr(value, "columns") and hasattr(value, "__array__")
 
 
+def columns_of(table: Any) -> list[Any]:
+    """What a table calls its columns. Arrow's ``columns`` are the columns themselves."""
+    return list(table.column_names if _is_arrow(table) else table.columns)
+
+
+def _dtypes(table: Any) -> list[Any]:
+    """Those of its columns; empty where it does not tell."""
+    return [column.type for column in table.columns] if _is_arrow(table) else list(getattr(table, "dtypes", ()))
+
+
+def _is_arrow(table: Any) -> bool:
+    return any(hasattr(column, "to_pylist") for column in table.columns)
+
+
 def names_of(value: Any) -> ColumnNames | None:
     """The names of a table's columns; None of an array, and where they only count the columns (0, 1, 2, ...)."""
     if not is_table(value):
         return None
-    names = list(value.columns)
+    names = columns_of(value)
     return None if names == list(range(len(names))) else ColumnNames(str(name) for name in names)
 
 
@@ -82,18 +99,20 @@ def values_of(table: Any, name: str) -> np.ndarray:
     Raises:
         TypeError: a column of anything else, by its name.
     """
+    columns, dtypes = columns_of(table), _dtypes(table)
+    for column, dtype in zip(columns, dtypes, strict=False):
+        if str(dtype).lower().startswith(_TIMES):  # of which polars' array counts days, and says nothing
+            raise TypeError(_advice(name, str(column), str(dtype)))
     values = np.asarray(table)
-    for column, dtype in zip(table.columns, getattr(table, "dtypes", ()), strict=False):
-        if getattr(dtype, "is_temporal", bool)():
-            raise TypeError(_advice(name, str(column), str(dtype)))  # polars counts days, and says nothing
     if values.dtype.kind in "fiub" or values.ndim != 2:
         return values
     if values.dtype.kind != "O":
-        dtypes = zip(table.columns, getattr(table, "dtypes", ()), strict=False)
-        others = (column for column, dtype in dtypes if getattr(dtype, "kind", "O") not in "fiub")
-        raise TypeError(_advice(name, str(next(others, next(iter(table.columns)))), str(values.dtype)))
+        others = (
+            column for column, dtype in zip(columns, dtypes, strict=False) if getattr(dtype, "kind", "O") not in "fiub"
+        )
+        raise TypeError(_advice(name, str(next(others, columns[0])), str(values.dtype)))
     kinds = [Counter(map(type, column)) for column in values.T]
-    for column, found in zip(table.columns, kinds, strict=True):
+    for column, found in zip(columns, kinds, strict=True):
         strange = [kind for kind in found if not (_is_number(kind) or _is_missing(kind))]
         if strange:
             raise TypeError(_advice(name, str(column), max(strange, key=found.__getitem__).__name__))
@@ -104,7 +123,7 @@ def values_of(table: Any, name: str) -> np.ndarray:
 
 
 def _is_number(kind: type) -> bool:
-    return issubclass(kind, bool | int | float | np.bool_ | np.integer | np.floating)
+    return issubclass(kind, bool | int | float | Decimal | np.bool_ | np.integer | np.floating)
 
 
 def _is_missing(kind: type) -> bool:

@@ -45,9 +45,9 @@ class Rows:
     Args:
         x: observations, (N, d). Integers and booleans are numbers; a NumPy masked array's mask joins ``missing``. NumPy
             arrays and memmaps stay where they are and are cast a block at a time. The names of a table's columns
-            (pandas, polars) are kept as ``column_names`` for errors and reports; they are no part of the pytree, and
-            rows rebuilt from it (``map``, ``replace``) have none. Trials, offset and missing that are tables too have
-            no column of x at another place.
+            (pandas, polars, Arrow) are kept as ``column_names`` for errors and reports; they are no part of the pytree,
+            and rows rebuilt from it (``map``, ``replace``) have none. Trials, offset and missing that are tables too
+            have no column of x at another place.
         trials: of a ``Binomial(None)``, (N, d), (N, 1) or (1, d), not negative; an entry of 0 trials is missing, and
             where one is missing they may be anything. Of a ``Mixed`` (N, d) or (1, d), and 1 in the columns of its
             other members, which know no trials.

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from decimal import Decimal
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ class Polars:
 
     def __init__(self, table):
         self.columns = list(table.columns)
-        self.dtypes = [Dtype(dtype.kind == "M") for dtype in table.dtypes]
+        self.dtypes = ["Date" if dtype.kind == "M" else "Float64" for dtype in table.dtypes]
         days = {name: table[name].astype("int64") for name in table.select_dtypes("datetime")}
         self._values = table.assign(**days).to_numpy()
 
@@ -43,17 +44,30 @@ class Polars:
         return self._values
 
 
-class Dtype:
-    """What polars shows of a column's."""
+class Arrow:
+    """What pyarrow shows of a table: the columns themselves, their names apart, and an array of what has one."""
 
-    def __init__(self, temporal):
-        self._temporal = temporal
+    def __init__(self, table):
+        self.column_names = list(table.columns)
+        self.columns = [ArrowColumn(table[name]) for name in table]
 
-    def is_temporal(self):
-        return self._temporal
+    def __array__(self, dtype=None, copy=None):
+        return np.column_stack([np.asarray(column.to_pylist()) for column in self.columns])
 
-    def __str__(self):
-        return "Date" if self._temporal else "Float64"
+
+class ArrowColumn:
+    def __init__(self, values):
+        self.to_pylist, self.type = values.to_list, "timestamp[ns]" if values.dtype.kind == "M" else "double"
+
+
+class AnnData:
+    """What an AnnData shows."""
+
+    obsm = ()
+
+    def __init__(self, table):
+        self.X = table.to_numpy(float)
+        self.shape = self.X.shape
 
 
 def changed(column, row, value, dtype=float):
@@ -63,7 +77,7 @@ def changed(column, row, value, dtype=float):
 
 
 def test_a_table_brings_its_names():
-    for table in (TABLE, Polars(TABLE)):
+    for table in (TABLE, Polars(TABLE), Arrow(TABLE)):
         rows = Rows(table)
         assert rows.column_names == NAMES
         assert rows.x.dtype == np.float64
@@ -149,8 +163,31 @@ def test_columns_that_are_no_numbers_are_named():
             (lambda: Rows(days), TypeError, 'got datetime64.* in column "day"'),
             (lambda: Rows(Polars(TABLE.assign(day=days.day))), TypeError, 'got Date in column "day"'),
             (lambda: Rows(TABLE, covariates=words), TypeError, '^covariates: .*column "town"'),
+            (lambda: Rows(Arrow(TABLE.assign(day=days.day))), TypeError, 'got timestamp.ns. in column "day"'),
             (lambda: Rows(np.array([["a"]])), TypeError, "x: expected an array of numbers, got dtype"),
         ]
+    )
+
+
+def test_what_holds_several_arrays_is_refused():
+    all_refused(
+        [
+            (lambda: fit(AnnData(TABLE), Poisson(), 1), TypeError, r"^x: .*got AnnData; pass its \.X or one of its"),
+            (lambda: AffineVAE(1).fit(AnnData(TABLE)), TypeError, r"^X: .*got AnnData; pass its \.X or one of its"),
+        ]
+    )
+
+
+def test_decimals_are_numbers():
+    table = TABLE.assign(age=[Decimal(f"{age:.3f}") for age in TABLE.age])
+    assert table.age.dtype == object
+    np.testing.assert_array_equal(Rows(table).x, TABLE.assign(age=table.age.astype(float)).to_numpy(float))
+    table.loc[3, "age"] = None
+    with pytest.raises(ValueError, match=r'nan at \[3, 2\] \(column "age"\)'):
+        moments(table)
+    q = AffineVAE(1, family="gaussian").fit(table.drop(index=3))
+    assert q.score(table.drop(index=3)) == AffineVAE(1, family="gaussian").fit(Rows(table.drop(index=3)).x).score(
+        Rows(table.drop(index=3)).x
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from glmvae import _frames, _settings
+from glmvae import _checks, _frames, _settings
 from glmvae._optional import optional
 from glmvae.estimator.named_families import family_of, is_never_negative
 from glmvae.estimator.parts import check_words
@@ -120,8 +120,9 @@ def _entering(X: Any) -> Any:
     """A table as it is, its columns looked at; what an array masks is NaN.
 
     Raises:
-        TypeError: Rows; a column that holds no numbers.
+        TypeError: Rows; an AnnData; a column that holds no numbers.
     """
+    _checks.refuse_annotated(X, "X")
     if isinstance(X, Rows):
         raise TypeError("X: expected a table, got Rows; an offset, covariates and trials are arguments beside X")
     if _frames.is_table(X):
