@@ -91,7 +91,12 @@ def kl_of(posterior: Posterior) -> Float[Array, " n"]:
         return jnp.zeros(posterior.mean.shape[0], posterior.mean.dtype)
     cholesky = jnp.linalg.cholesky(posterior.covariance)
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=-2, axis2=-1)), axis=-1)
-    return gaussian_kl(posterior.mean, jnp.trace(posterior.covariance, axis1=-2, axis2=-1), log_det)
+    return gaussian_kl(posterior.mean, trace_of(posterior.covariance), log_det)
+
+
+def trace_of(matrices: Float[Array, "n k k"]) -> Float[Array, " n"]:
+    """Traces; ``jnp.trace`` reads all of a matrix."""
+    return jnp.sum(jnp.diagonal(matrices, axis1=-2, axis2=-1), axis=-1)
 
 
 def gaussian_kl(mean: Float[Array, "n k"], trace: Array, log_det: Array) -> Float[Array, " n"]:

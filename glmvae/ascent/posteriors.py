@@ -32,7 +32,7 @@ from glmvae.ascent.row_posteriors import Change, RowPosteriors, unpacked
 from glmvae.ascent.terms import Terms
 from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows, column_sum
-from glmvae.variational import gaussian_kl, hidden_if_none, upper_triangle
+from glmvae.variational import gaussian_kl, hidden_if_none, trace_of, upper_triangle
 
 # The most cautious step is about 2^-_MOST long, beyond which a row is taken for done: from the prior a full step to a
 # count of 10^8 is 2^27 too long. What caution a step that succeeds takes away: so much, or that share of it.
@@ -214,8 +214,8 @@ def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array
     same = first == second
     packed = packed_curvature(loadings, known.weight / beta)
     eps = jnp.finfo(packed.dtype).eps
-    is_wide = jnp.sum(packed[:, np.flatnonzero(same)], axis=1) > _WIDEST / eps
-    together = jnp.asarray(~same)[None] & is_wide[:, None]
+    trace = jnp.sum(packed[:, np.flatnonzero(same)], axis=1)
+    together = jnp.asarray(~same)[None] & (trace > _WIDEST / eps)[:, None]
     off = jnp.where(together, 1 - _APART * size * eps, 1.0)
     precision = (packed * off)[:, where] + jnp.eye(size, dtype=packed.dtype)[None]
     ahead = (known.gradient @ loadings) / beta - q.mean
@@ -224,7 +224,7 @@ def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array
 
     def shortened() -> tuple[Array, Array]:
         old, _ = symmetric_inverse(unpacked(q.covariance, size))
-        ratio = jnp.trace(precision, axis1=1, axis2=2) / jnp.maximum(jnp.trace(old, axis1=1, axis2=2), 1e-30)
+        ratio = (size + trace) / jnp.maximum(trace_of(old), 1e-30)
         kept = jnp.where((caution > 0) & ~alone, jnp.sqrt(jnp.minimum(ratio, 1.0)) * 2.0 ** (caution - 1), 0.0)
         length = 1 / (1 + kept)
         of_mean = jnp.where(alone, 2.0 ** -q.caution[:, 0], jnp.where(in_turns, 0.0, length))

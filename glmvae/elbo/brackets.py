@@ -29,7 +29,7 @@ from glmvae.families import Family
 from glmvae.families.softplus_calculus import sigmoid
 from glmvae.model import Affine, AffineModel
 from glmvae.rows import Rows, observed
-from glmvae.variational import Posterior, as_posterior, gaussian_kl, one_a_row, predictor_moments
+from glmvae.variational import Posterior, as_posterior, gaussian_kl, one_a_row, predictor_moments, trace_of
 
 # Rounding units allowed for in a term, those of ``Family.rounding_size`` too, beyond those of the sums that make it.
 _ROUNDING = 16
@@ -164,7 +164,7 @@ def _kl(posterior: Posterior, eps: float) -> tuple[Array, Array]:
         zero = jnp.zeros(posterior.mean.shape[0], posterior.mean.dtype)
         return zero, zero
     diagonal = jnp.diagonal(jnp.linalg.cholesky(posterior.covariance), axis1=-2, axis2=-1)
-    trace = jnp.trace(posterior.covariance, axis1=-2, axis2=-1)
+    trace = trace_of(posterior.covariance)
     kl = gaussian_kl(posterior.mean, trace, 2 * jnp.sum(jnp.log(diagonal), axis=-1))
     terms = trace + jnp.sum(posterior.mean**2, axis=-1) + 2 * jnp.sum(jnp.abs(jnp.log(diagonal)), axis=-1) + units
     # a Cholesky factor is that of a matrix off by a few units of its trace
