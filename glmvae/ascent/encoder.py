@@ -48,7 +48,7 @@ from glmvae.variational import Posterior, hidden_if_none, upper_triangle
 _HALVINGS = 5
 _STEPS = 80
 _SOLVED = 0.1
-_STARTED = 1e-3
+_STARTED = 1e-2
 _PRODUCTS = 40
 # The least damping, a share of the mean curvature; how much more where a step overshoots, so many times at most, and
 # less where it does not.
