@@ -100,7 +100,7 @@ def array(value: Any, name: str, kinds: str = "fiub") -> Any:
 
 
 def _refuse_foreign(value: Any, name: str) -> None:
-    if hasattr(value, "tocsr"):
+    if hasattr(value, "tocsr") and not _frames.is_table(value):  # a table may call its columns anything
         raise TypeError(
             f"{name}: expected a dense array, got {type(value).__name__}; pass {name}.toarray(), or blocks of it"
         )
@@ -112,7 +112,7 @@ def _refuse_foreign(value: Any, name: str) -> None:
 
 def refuse_annotated(value: Any, name: str) -> None:
     """An AnnData, or the like, has several arrays."""
-    if hasattr(value, "obsm") and hasattr(value, "X"):
+    if hasattr(value, "obsm") and hasattr(value, "X") and not _frames.is_table(value):
         raise TypeError(
             f"{name}: expected an array, got {type(value).__name__}; pass its .X or one of its .layers, dense"
         )

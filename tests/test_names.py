@@ -178,6 +178,13 @@ def test_what_holds_several_arrays_is_refused():
     )
 
 
+def test_a_table_may_call_its_columns_anything():
+    for names in (["X", "obsm", "columns"], ["tocsr", "column_names", "dtypes"]):
+        table = TABLE.set_axis(names, axis=1)
+        assert Rows(table).column_names == tuple(names)
+        assert list(AffineVAE(1, family="gaussian").fit(table).feature_names_in_) == names
+
+
 def test_decimals_are_numbers():
     table = TABLE.assign(age=[Decimal(f"{age:.3f}") for age in TABLE.age])
     assert table.age.dtype == object
