@@ -289,6 +289,14 @@ def test_another_number_of_rows_compiles_nothing():
 
 
 @pytest.mark.any_precision
+def test_a_program_bears_the_name_of_what_it_computes(caplog):
+    with jax.log_compiles():
+        sweep(_sums, as_source(np.ones((9, 13), "float32")), size=SIZE)
+    assert "jit(_sums)" in caplog.text
+    assert "jit(program)" not in caplog.text
+
+
+@pytest.mark.any_precision
 def test_memory_does_not_grow_with_the_rows():
     def run(source):
         return sweep(_sums, source, family=Bernoulli(), size=512)

@@ -88,7 +88,7 @@ def _look(rows: Rows, _: None, objective: Objective) -> tuple[Any, None]:
 
 
 def _looked(a: Any, b: Any) -> Any:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return jax.tree.map(np.add, a[0], b[0]), None if a[1] is None else np.logaddexp(a[1], b[1])
 
 
