@@ -30,7 +30,7 @@ def is_table(value: Any) -> bool:
     return hasattr(value, "columns") and hasattr(value, "__array__")
 
 
-def columns_of(table: Any) -> list[Any]:
+def _names(table: Any) -> list[Any]:
     """What a table calls its columns. Arrow's ``columns`` are the columns themselves."""
     return list(table.column_names if _is_arrow(table) else table.columns)
 
@@ -48,7 +48,7 @@ def names_of(value: Any) -> ColumnNames | None:
     """The names of a table's columns; None of an array, and where they only count the columns (0, 1, 2, ...)."""
     if not is_table(value):
         return None
-    names = columns_of(value)
+    names = _names(value)
     return None if names == list(range(len(names))) else ColumnNames(str(name) for name in names)
 
 
@@ -99,7 +99,7 @@ def values_of(table: Any, name: str) -> np.ndarray:
     Raises:
         TypeError: a column of anything else, by its name.
     """
-    columns, dtypes = columns_of(table), _dtypes(table)
+    columns, dtypes = _names(table), _dtypes(table)
     for column, dtype in zip(columns, dtypes, strict=False):
         if str(dtype).lower().startswith(_TIMES):  # of which polars' array counts days, and says nothing
             raise TypeError(_advice(name, str(column), str(dtype)))

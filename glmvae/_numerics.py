@@ -1,9 +1,13 @@
-"""Many small symmetric matrices at once, without LAPACK: its batched solvers can wait for each other for ever."""
+"""Many small symmetric matrices at once, packed or not.
+
+They are inverted without LAPACK: its batched solvers can wait for each other for ever.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -45,3 +49,24 @@ def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k 
         root = jnp.moveaxis(root, -1, 0)
         return jnp.einsum("nji,njk->nik", root, root), log_det
     return jnp.moveaxis(sum(row[:, None] * row[None] for row in root), -1, 0), log_det
+
+
+def trace_of(matrices: Float[Array, "n k k"]) -> Float[Array, " n"]:
+    """Traces; ``jnp.trace`` reads all of a matrix."""
+    return jnp.sum(jnp.diagonal(matrices, axis1=-2, axis2=-1), axis=-1)
+
+
+def upper_triangle(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and column index of the upper triangle, and where in it each entry of the full matrix lies.
+
+    Column by column, so that it begins with that of every smaller matrix in the corner.
+    """
+    column, row = np.tril_indices(size)
+    where = np.zeros((size, size), int)
+    where[row, column] = where[column, row] = np.arange(len(row))
+    return row, column, where
+
+
+def unpacked(packed: Float[Array, "n p"], size: int) -> Float[Array, "n k k"]:
+    """Symmetric matrices from their upper triangles."""
+    return packed[:, upper_triangle(size)[2]]

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from glmvae import _checks
+from glmvae._numerics import trace_of, upper_triangle
 from glmvae.model import Affine, fixed_predictor
 from glmvae.rows import Rows
 
@@ -94,25 +95,9 @@ def kl_of(posterior: Posterior) -> Float[Array, " n"]:
     return gaussian_kl(posterior.mean, trace_of(posterior.covariance), log_det)
 
 
-def trace_of(matrices: Float[Array, "n k k"]) -> Float[Array, " n"]:
-    """Traces; ``jnp.trace`` reads all of a matrix."""
-    return jnp.sum(jnp.diagonal(matrices, axis1=-2, axis2=-1), axis=-1)
-
-
 def gaussian_kl(mean: Float[Array, "n k"], trace: Array, log_det: Array) -> Float[Array, " n"]:
     """KL(N(mean, Sigma) || N(0, I)) from the trace and the log-determinant of Sigma (24)."""
     return 0.5 * (trace - log_det + jnp.sum(mean**2, axis=-1) - mean.shape[-1])
-
-
-def upper_triangle(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column index of the upper triangle, and where in it each entry of the full matrix lies.
-
-    Column by column, so that it begins with that of every smaller matrix in the corner.
-    """
-    column, row = np.tril_indices(size)
-    where = np.zeros((size, size), int)
-    where[row, column] = where[column, row] = np.arange(len(row))
-    return row, column, where
 
 
 def predictor_moments(decoder: Affine, rows: Rows, posterior: Posterior) -> tuple[Array, Array]:
@@ -120,13 +105,24 @@ def predictor_moments(decoder: Affine, rows: Rows, posterior: Posterior) -> tupl
     first, second, _ = upper_triangle(decoder.latent_dim)
     share = jnp.asarray(np.where(first == second, 0.5, 1.0), posterior.mean.dtype)
     mean = posterior.mean @ decoder.loadings.T + fixed_predictor(decoder, rows)
-    products = decoder.loadings[:, first] * decoder.loadings[:, second] * share[None]
     both = (
         posterior.covariance[:, first, second] + posterior.covariance[:, second, first]
     )  # so that gradients are symmetric
-    variance = both @ products.T
+    variance = both @ (unit_products(decoder.loadings) * share[:, None])
     # not `maximum`, whose derivative where both are 0 is half that of either: loadings of 0 are a collapse
     return mean, hidden_if_none(jnp.where(variance < 0, 0.0, variance), decoder)
+
+
+def unit_products(loadings: Float[Array, "d k"]) -> Float[Array, "p d"]:
+    """W_jk W_jl for the entries of a packed matrix."""
+    first, second, _ = upper_triangle(loadings.shape[1])
+    units = loadings.T
+    return units[first] * units[second]
+
+
+def packed_curvature(loadings: Float[Array, "d k"], weight: Float[Array, "n d"]) -> Float[Array, "n p"]:
+    """W' diag(w_i) W of every row, packed."""
+    return weight @ unit_products(loadings).T
 
 
 def hidden_if_none(variance: Array, decoder: Affine) -> Array:

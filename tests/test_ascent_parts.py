@@ -10,12 +10,12 @@ from family_cases import run
 from scipy.optimize import minimize
 
 from glmvae import Affine, AffineModel, Objective, Posterior, Rows, best_posterior, elbo_exact, fit
-from glmvae._numerics import symmetric_inverse
+from glmvae._numerics import symmetric_inverse, unpacked
 from glmvae.ascent.climb import Climb, Problem, at_decoder
 from glmvae.ascent.decoder import _least_squares, moved, stacked, unstacked
 from glmvae.ascent.passes import exact_pass
 from glmvae.ascent.posteriors import _answer, steps_of
-from glmvae.ascent.row_posteriors import PosteriorStore, no_change, prior_like, unpacked
+from glmvae.ascent.row_posteriors import PosteriorStore, no_change, prior_like
 from glmvae.ascent.terms import entry_terms, exact_terms
 from glmvae.blocks import per_row
 from glmvae.families import Bernoulli, Gamma, Mixed, Poisson

@@ -5,13 +5,39 @@ import warnings
 
 import numpy as np
 import pytest
-from ascent_cases import TIGHT, D, K, N, case
+from ascent_cases import ROUNDING, TIGHT, D, K, N, case
 
-from glmvae import Affine, AffineModel, Rows, collapse_onset, fit, moments, refine, tighten
+from glmvae import Affine, AffineModel, Objective, Rows, collapse_onset, fit, moments, refine, tighten
+from glmvae.ascent.climb import Problem
+from glmvae.ascent.passes import entry_pass, exact_pass
+from glmvae.ascent.starts import first_look, null_decoder
 from glmvae.families import Bernoulli, Poisson
+from glmvae.sources import as_source
 
 f64 = pytest.mark.float64
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+
+# The null model ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [(kind, exact_pass) for kind in ("gaussian", "bernoulli", "poisson", "gamma", "negative binomial")]
+    + [(kind, entry_pass) for kind in ("gaussian", "bernoulli", "binomial")],
+)
+def test_the_null_models_value_is_its_log_likelihood(kind, bound, dtype):
+    c = case(kind)
+    x, phi, weight = c.x.astype(dtype), np.asarray(c.start.dispersion, dtype), np.ones(N, dtype)
+    weight[:20], weight[-1] = 3.0, 0.0
+    objective = Objective(c.family, dispersion=phi, beta=0.7)
+    given = Affine(np.asarray(c.start.loadings, dtype), np.asarray(c.start.intercept, dtype))
+    problem = Problem(as_source(Rows(x, weight=weight)), bound, False)
+    _, value = null_decoder(problem, first_look(problem, objective, 0), given, objective, True)
+    eta = c.dense.null(np.average(x.astype(float), axis=0, weights=weight)) + np.zeros(x.shape)
+    log_p = c.dense.log_prob(x.astype(float), eta, np.asarray(phi, float)).sum(axis=1)
+    np.testing.assert_allclose(value, np.average(log_p, weights=weight), rtol=ROUNDING[str(dtype)])
+    assert abs(value / log_p.mean() - 1) > 10 * ROUNDING[str(dtype)]  # Control: weights count
+
 
 # Collapse and its onset -------------------------------------------------------------------------------------
 

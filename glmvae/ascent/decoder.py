@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from glmvae._numerics import upper_triangle
 from glmvae.ascent.passes import Sums
 from glmvae.ascent.row_posteriors import Change
 from glmvae.model import Affine, Objective
-from glmvae.variational import upper_triangle
 
 # The root mean square by which a step may move the linear predictor of a column.
 _TRUST = 4.0

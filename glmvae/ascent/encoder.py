@@ -28,11 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae._numerics import symmetric_inverse
+from glmvae._numerics import symmetric_inverse, unpacked, upper_triangle
 from glmvae.ascent.climb import Problem
 from glmvae.ascent.decoder import in_double
-from glmvae.ascent.posteriors import packed_curvature
-from glmvae.ascent.row_posteriors import unpacked
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import Store, sweep
 from glmvae.decomposition import one_thread
@@ -42,7 +40,7 @@ from glmvae.rows import Rows
 from glmvae.sources import Source
 from glmvae.spectral import decompose
 from glmvae.statistics import moments
-from glmvae.variational import Posterior, hidden_if_none, upper_triangle
+from glmvae.variational import Posterior, gaussian_kl, hidden_if_none, packed_curvature
 
 # Halvings of the slopes at the start; steps of Newton's method, how far each is solved for, and the start.
 _HALVINGS = 5
@@ -65,12 +63,20 @@ _OF_DAMPED = 1e-2
 
 
 class _Sums(NamedTuple):
-    """Of rows: the ELBO but for the KL of Sigma, r_i, r_i (x_i - mean x)' and the weights by column."""
+    """Of rows: the ELBO, r_i, r_i (x_i - mean x)' and the weights by column."""
 
     elbo: Array
     residual: Array
     cross: Array
     weight: Array
+
+
+class _Spread(NamedTuple):
+    """What the rows share: the variances of eta, (d,); trace and log-determinant of Sigma."""
+
+    variance: Array
+    trace: Array
+    log_det: Array
 
 
 class _Point(NamedTuple):
@@ -131,17 +137,16 @@ def _least_squares(
 def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray, covariance: np.ndarray) -> _Point:
     """An encoder looked at, in one pass."""
     store, encoder = Store(), _encoder(whitened, covariance, data, decoder)
-    loadings, dtype = np.asarray(decoder.loadings, np.float64), decoder.loadings.dtype
-    variance = np.asarray(np.sum(loadings @ covariance * loadings, axis=1), dtype)
-    at = encoder.weight, encoder.bias, variance, data.centre, decoder, objective
+    loadings = np.asarray(decoder.loadings, np.float64)
+    spread = np.sum(loadings @ covariance * loadings, axis=1), np.trace(covariance), np.linalg.slogdet(covariance)[1]
+    shared = _Spread(*(np.asarray(part, decoder.loadings.dtype) for part in spread))  # type: ignore[arg-type]
+    at = encoder.weight, encoder.bias, shared, data.centre, decoder, objective
     sums = in_double(sweep(_encoded, data.source, *at, family=objective.family, check=False, store=store))
     store.commit()
     gradient = np.concatenate([sums.cross @ data.inverse_root, sums.residual[:, None]], axis=1) / data.num_rows
     curvature = loadings.T @ (loadings * (sums.weight / data.num_rows)[:, None])
     curvature += float(objective.beta) * np.eye(decoder.latent_dim)
-    spread = 0.5 * (np.trace(covariance) - np.linalg.slogdet(covariance)[1] - decoder.latent_dim)
-    value = float(sums.elbo) / data.num_rows - float(objective.beta) * spread
-    value = value if np.isfinite(curvature).all() else -np.inf
+    value = float(sums.elbo) / data.num_rows if np.isfinite(curvature).all() else -np.inf
     return _Point(whitened, covariance, value, gradient, store, curvature)
 
 
@@ -256,14 +261,21 @@ def _pulled(rows: Rows, q: Posterior, centre: Array, beta: Array) -> tuple[tuple
 
 
 def _encoded(
-    rows: Rows, _: Any, slopes: Array, bias: Array, v: Array, centre: Array, decoder: Affine, objective: Objective
+    rows: Rows,
+    _: Any,
+    slopes: Array,
+    bias: Array,
+    shared: _Spread,
+    centre: Array,
+    decoder: Affine,
+    objective: Objective,
 ) -> tuple[_Sums, Array]:
-    """Sums, and H of every row, for means (x - centre) A' + a; v is the variance of eta, which rows share."""
+    """Sums, and H of every row, for means (x - centre) A' + a."""
     mean = (rows.x - centre[None]) @ slopes.T + bias[None]
     m = mean @ decoder.loadings.T + fixed_predictor(decoder, rows)
-    value, gradient, weight = exact_terms(objective, rows, m, hidden_if_none(v[None], decoder))
+    value, gradient, weight = exact_terms(objective, rows, m, hidden_if_none(shared.variance[None], decoder))
     each = jnp.where(rows.weight > 0, rows.weight, 0.0)
-    elbo = jnp.sum(value, axis=1) - 0.5 * objective.beta * jnp.sum(mean**2, axis=1)
+    elbo = jnp.sum(value, axis=1) - objective.beta * gaussian_kl(mean, shared.trace, shared.log_det)
     residual = each[:, None] * (gradient @ decoder.loadings - objective.beta * mean)
     first, second, _ = upper_triangle(decoder.latent_dim)
     same = jnp.asarray(np.where(first == second, 1.0, 0.0), mean.dtype)

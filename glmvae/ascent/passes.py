@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from glmvae._numerics import unpacked, upper_triangle
 from glmvae.ascent.posteriors import full_rows, steps_of
-from glmvae.ascent.row_posteriors import RowPosteriors, unpacked
+from glmvae.ascent.row_posteriors import RowPosteriors
 from glmvae.ascent.terms import Terms, entry_terms, exact_terms
 from glmvae.rows import Rows, column_sum
-from glmvae.variational import Posterior, upper_triangle
+from glmvae.variational import Posterior
 
 
 class Sums(NamedTuple):

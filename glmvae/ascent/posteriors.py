@@ -25,14 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
 
-from glmvae._numerics import symmetric_inverse
-from glmvae.ascent.row_posteriors import Change, RowPosteriors, unpacked
+from glmvae._numerics import symmetric_inverse, trace_of, unpacked, upper_triangle
+from glmvae.ascent.row_posteriors import Change, RowPosteriors
 from glmvae.ascent.terms import Terms
 from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows, column_sum
-from glmvae.variational import gaussian_kl, hidden_if_none, trace_of, upper_triangle
+from glmvae.variational import gaussian_kl, hidden_if_none, packed_curvature, unit_products
 
 # The most cautious step is about 2^-_MOST long, beyond which a row is taken for done: from the prior a full step to a
 # count of 10^8 is 2^27 too long. What caution a step that succeeds takes away: so much, or that share of it.
@@ -149,12 +148,6 @@ def _in_turns(q: RowPosteriors) -> Array:
     return q.caution[:, 1] >= _IN_TURNS
 
 
-def packed_curvature(loadings: Array, weight: Float[Array, "n d"]) -> Float[Array, "n p"]:
-    """W' diag(w_i) W of every row, packed."""
-    first, second, _ = upper_triangle(loadings.shape[1])
-    return weight @ (loadings.T[first] * loadings.T[second]).T
-
-
 def full_rows(values: Array, rows: Rows) -> Array:
     """What may be one line for all rows, a line for each."""
     return jnp.broadcast_to(values, (rows.x.shape[0], values.shape[1]))
@@ -184,9 +177,8 @@ def _kl(q: RowPosteriors) -> Array:
 def _products(decoder: Affine) -> Array:
     """W_jk W_jl for the entries of a packed matrix, twice where k is not l, (p, d)."""
     first, second, _ = upper_triangle(decoder.latent_dim)
-    double = jnp.asarray(np.where(first == second, 1.0, 2.0), decoder.loadings.dtype)
-    units = decoder.loadings.T
-    return units[first] * units[second] * double[:, None]
+    twice = jnp.asarray(np.where(first == second, 1.0, 2.0), decoder.loadings.dtype)
+    return unit_products(decoder.loadings) * twice[:, None]
 
 
 def _predictor(decoder: Affine, fixed: Array, q: RowPosteriors) -> tuple[Array, Array]:

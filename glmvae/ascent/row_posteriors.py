@@ -11,10 +11,10 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from glmvae import _checks
+from glmvae._numerics import upper_triangle
 from glmvae._precision import in_full
 from glmvae.blocks import Block, Store
 from glmvae.model import Affine
-from glmvae.variational import upper_triangle
 
 
 class RowPosteriors(NamedTuple):
@@ -81,8 +81,3 @@ class PosteriorStore(Store):
     def read(self, block: Block) -> Any:
         kept = super().read(block)
         return kept if kept is not None else jax.tree.map(lambda a: np.repeat(a, block.size, axis=0), self._start)
-
-
-def unpacked(packed: Float[Array, "n p"], size: int) -> Float[Array, "n k k"]:
-    """Symmetric matrices from their upper triangles."""
-    return packed[:, upper_triangle(size)[2]]

@@ -44,12 +44,11 @@ _NULL_ROUNDS = 50
 class FirstLook(NamedTuple):
     """The rows summed up in the first pass.
 
-    ``mean`` of the observed entries of each column and ``entries``, their weighted number, (d,); ``level`` of the
-    offsets, log mean exp, (d,); ``constant``, the mean over rows of what of log p depends on x alone.
+    ``mean`` of the observed entries of each column, (d,); ``level`` of the offsets, log mean exp, (d,); ``constant``,
+    the mean over rows of what of log p depends on x alone.
     """
 
     mean: Float[Array, " d"]
-    entries: Float[Array, " d"]
     level: Float[np.ndarray, " d"]
     constant: float
 
@@ -65,7 +64,7 @@ def first_look(problem: Problem, objective: Objective, num_covariates: int) -> F
     refuse_empty(entries, problem.source.column_names)
     mean = jax.device_put(np.asarray(sums) / np.asarray(entries))
     level = np.zeros(mean.shape, mean.dtype) if level is None else np.asarray(level) - np.log(np.asarray(entries))
-    return FirstLook(mean, entries, level, float(constant) / float(count))
+    return FirstLook(mean, level, float(constant) / float(count))
 
 
 def _look(rows: Rows, _: None, objective: Objective) -> tuple[Any, None]:

@@ -10,10 +10,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from glmvae._numerics import unpacked
 from glmvae._precision import in_full
 from glmvae.ascent.climb import Climb, Problem, State
 from glmvae.ascent.decoder import stacked, unstacked
-from glmvae.ascent.row_posteriors import PosteriorStore, RowPosteriors, unpacked
+from glmvae.ascent.row_posteriors import PosteriorStore, RowPosteriors
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import sweep
 from glmvae.model import Affine, Objective

@@ -19,7 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from glmvae._numerics import symmetric_inverse
+from glmvae._numerics import symmetric_inverse, unpacked
 from glmvae._precision import in_full
 from glmvae.blocks import common_dtype, per_row, total, traced
 from glmvae.expansion import Expansion, expand_rows, expansion_point, null_point
@@ -31,7 +31,7 @@ from glmvae.sources import Source, as_source, require_offset
 from glmvae.statistics import Moments, as_moments
 from glmvae.statistics.moment_checks import in_precision
 from glmvae.statistics.residuals import with_trials
-from glmvae.variational import Posterior, as_posterior, kl_of, one_a_row, predictor_moments, upper_triangle
+from glmvae.variational import Posterior, as_posterior, kl_of, one_a_row, packed_curvature, predictor_moments
 
 
 def elbo_exact(model: Any, x: Any, posterior: Posterior) -> Float[Array, " n"]:
@@ -187,8 +187,7 @@ def _posterior(rows: Rows, old: None, model: AffineModel, eta0: Array) -> tuple[
         ahead = residual @ weighted
     else:
         weight = observed(rows, jnp.broadcast_to(quadratic.weight, rows.x.shape)) / model.beta
-        first, second, where = upper_triangle(model.decoder.latent_dim)
-        precision = (weight @ (loadings[:, first] * loadings[:, second]))[:, where]
+        precision = unpacked(packed_curvature(loadings, weight), model.decoder.latent_dim)
         ahead = (weight * residual) @ loadings
     covariance, _ = symmetric_inverse(precision + jnp.eye(precision.shape[-1], dtype=precision.dtype)[None])
     return None, Posterior(jnp.squeeze(ahead[:, None] @ covariance, 1), covariance)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from glmvae._numerics import trace_of
 from glmvae.blocks import per_row
 from glmvae.elbo import affine_arguments
 from glmvae.expansion import working_weight
@@ -29,7 +30,7 @@ from glmvae.families import Family
 from glmvae.families.softplus_calculus import sigmoid
 from glmvae.model import Affine, AffineModel
 from glmvae.rows import Rows, observed
-from glmvae.variational import Posterior, as_posterior, gaussian_kl, one_a_row, predictor_moments, trace_of
+from glmvae.variational import Posterior, as_posterior, gaussian_kl, one_a_row, predictor_moments
 
 # Rounding units allowed for in a term, those of ``Family.rounding_size`` too, beyond those of the sums that make it.
 _ROUNDING = 16
