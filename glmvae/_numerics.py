@@ -15,19 +15,20 @@ from jaxtyping import Float
 _SUMMED = 8
 
 
-def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k k"], Float[Array, " n"]]:
-    """Inverses and log-determinants of many symmetric positive definite matrices.
+def symmetric_inverse(matrices: Float[Array, "k k n"]) -> tuple[Float[Array, "n k k"], Float[Array, " n"]]:
+    """Inverses and log-determinants of many symmetric positive definite matrices, which lie along the last axis.
+
+    Every operation runs along it.
 
     A^-1 = L^-T L^-1 with A = L L': positive semidefinite, and in agreement with the determinant, whatever the rounding.
     A pivot that is nothing but rounding counts for nothing in either.
     """
-    if matrix.shape[-1] == 0:
-        return matrix, jnp.zeros(matrix.shape[0], matrix.dtype)
-    reduced = jnp.moveaxis(matrix, 0, -1)  # the batch last: every operation below runs along it
-    size = matrix.shape[-1]
+    size, many = matrices.shape[1:]
+    if size == 0:
+        return jnp.zeros((many, 0, 0), matrices.dtype), jnp.zeros(many, matrices.dtype)
     unit = jnp.arange(size)[:, None]
     barrier = jax.lax.optimization_barrier  # or XLA computes a column again for every entry that needs it
-    least = size * jnp.finfo(matrix.dtype).eps * jnp.diagonal(matrix, axis1=1, axis2=2).T
+    least = size * jnp.finfo(matrices.dtype).eps * matrices[np.arange(size), np.arange(size)]
 
     def eliminate(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         # Rows below j: what is left of A to the right of j, what there is of L^-1 to the left. Above: L^-1 alone.
@@ -42,8 +43,8 @@ def symmetric_inverse(matrix: Float[Array, "n k k"]) -> tuple[Float[Array, "n k 
         reduced = jax.lax.dynamic_update_index_in_dim(reduced, row, j, 0)
         return reduced, log_det + jnp.log(jnp.where(usable, pivot, 1.0))
 
-    none = jnp.zeros(matrix.shape[0], matrix.dtype)
-    root, log_det = jax.lax.fori_loop(0, size, eliminate, (reduced, none))
+    none = jnp.zeros(many, matrices.dtype)
+    root, log_det = jax.lax.fori_loop(0, size, eliminate, (matrices, none))
     root = barrier(jnp.where((unit >= unit.T)[..., None], root, 0.0))
     if size > _SUMMED:
         root = jnp.moveaxis(root, -1, 0)
@@ -70,3 +71,10 @@ def upper_triangle(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def unpacked(packed: Float[Array, "n p"], size: int) -> Float[Array, "n k k"]:
     """Symmetric matrices from their upper triangles."""
     return packed[:, upper_triangle(size)[2]]
+
+
+def congruent(transform: Float[Array, "m k"], packed: Float[Array, "n p"]) -> Float[Array, "n m m"]:
+    """T S T' of symmetric S from their upper triangles, in two products that move nothing."""
+    where = upper_triangle(transform.shape[1])[2]
+    half = jnp.tensordot(packed.T[where], transform, ((0,), (1,)))
+    return jnp.tensordot(half, transform, ((0,), (1,)))

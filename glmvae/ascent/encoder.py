@@ -7,7 +7,7 @@ w_i its weights,
 
 The ELBO is concave in (A, a) where log p is concave in eta, and the weights call for Sigma = beta (mean H)^-1. Newton's
 method climbs it in (A Cov(x)^1/2, a). It starts where a GLM does, at least squares of the saturated model: the means
-that the ascent found regressed on x, each with the H_i = beta Sigma_i^-1 of its row, and its slopes shortened until
+that the ascent found regressed on x, each with the H_i of its row there (of Sigma = 0), and its slopes shortened until
 they are better than none (a mean linear in x overshoots where counts are large). Every H_i is kept with its row, and
 conjugate gradients solve for the step
 
@@ -24,11 +24,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
-from glmvae._numerics import symmetric_inverse, unpacked, upper_triangle
+from glmvae._numerics import unpacked, upper_triangle
 from glmvae.ascent.climb import Problem
 from glmvae.ascent.decoder import in_double
 from glmvae.ascent.terms import exact_terms
@@ -63,11 +65,10 @@ _OF_DAMPED = 1e-2
 
 
 class _Sums(NamedTuple):
-    """Of rows: the ELBO, r_i, r_i (x_i - mean x)' and the weights by column."""
+    """Of rows: the ELBO, r_i + H_i of the given means, against x_i - mean x and summed, and the weights by column."""
 
     elbo: Array
-    residual: Array
-    cross: Array
+    pull: tuple[Array, Array]
     weight: Array
 
 
@@ -93,66 +94,71 @@ class _Point(NamedTuple):
 
 class _Data(NamedTuple):
     """The rows, their (weighted) number and mean, R (d, d) with R' Cov R = 1, so that y = (R' (x - mean), 1); W'W,
-    of trace 1."""
+    of trace 1; means that are 0 for every row."""
 
     source: Source
     num_rows: float
     centre: Array
     inverse_root: np.ndarray
     gram: np.ndarray
+    nowhere: np.ndarray
+
+    def against_y(self, sums: tuple[Any, Any]) -> np.ndarray:
+        """The mean against y of what was added up against x - mean, and summed."""
+        return np.concatenate([sums[0] @ self.inverse_root, sums[1][:, None]], axis=1) / self.num_rows
 
 
 def best_encoder(problem: Problem, decoder: Affine, objective: Objective, posterior: Posterior, elbo: float) -> Encoder:
     """The encoder of plain rows, whose best posteriors reach ``elbo``."""
     known, loadings = moments(problem.source), np.asarray(decoder.loadings, np.float64)
     root, gram = _inverse_root(np.asarray(known.covariance)), _of_trace_1(loadings.T @ loadings)
+    nowhere = np.broadcast_to(np.zeros((), decoder.loadings.dtype), posterior.mean.shape)
+    data = _Data(problem.source, float(known.count), known.mean, root, gram, nowhere)
     # A step that is too long, and overflows, is damped
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        num_rows, none = _least_squares(problem.source, known.mean, root, posterior, objective.beta)
-        data = _Data(problem.source, num_rows, known.mean, root, gram)
+        none = _at_means(data, decoder, objective, posterior.mean)
         at = functools.partial(_at, data, decoder, objective)
         found = _newton(none, data, 0.0, _STARTED)
         start = _start(found[:, :-1], found[:, -1], none.covariance, at)
         best = _climbed(start, data, at, float(objective.beta), elbo)
-    encoder = _encoder(best.whitened, best.covariance, data, decoder)
-    bias = encoder.bias - encoder.weight @ np.asarray(data.centre)
-    return Encoder(*(jnp.asarray(part) for part in (encoder.weight, bias, encoder.covariance)))
+    weight = best.whitened[:, :-1] @ root.T
+    bias = best.whitened[:, -1] - weight @ np.asarray(known.mean, np.float64)
+    parts = weight, bias, best.covariance
+    return Encoder(*(jax.device_put(np.asarray(part, decoder.loadings.dtype)) for part in parts))
 
 
-def _least_squares(
-    source: Source, centre: Array, root: np.ndarray, posterior: Posterior, beta: Array
-) -> tuple[float, _Point]:
-    """The (weighted) number of rows; and no slopes and no level, the pull of the posterior means on them, H of the rows
-    and the covariance that it calls for."""
-    store = Store()
-    sums = sweep(_pulled, source, centre, beta, given=posterior, check=False, store=store)
-    store.commit()
-    cross, pull, packed, num_rows = in_double(sums)
-    curvature = packed[upper_triangle(len(pull))[2]] / num_rows
-    pulls = np.concatenate([cross @ root, pull[:, None]], axis=1) / num_rows
-    covariance = float(beta) * _inverse(curvature)
-    return float(num_rows), _Point(np.zeros_like(pulls), covariance, -np.inf, pulls, store, curvature)
+def _at_means(data: _Data, decoder: Affine, objective: Objective, means: Array) -> _Point:
+    """No slopes and no level, the pull of the given means on them, H of the rows there, of Sigma = 0, and the
+    covariance that it calls for."""
+    shape = decoder.latent_dim, len(data.inverse_root) + 1
+    zero = _Spread(*(np.zeros(size) for size in (shape[1] - 1, (), ())))  # type: ignore[arg-type]
+    sums, store, curvature = _looked(data, decoder, objective, np.zeros(shape), zero, means)
+    covariance = float(objective.beta) * _inverse(curvature)
+    return _Point(np.zeros(shape), covariance, -np.inf, data.against_y(sums.pull), store, curvature)
 
 
 def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray, covariance: np.ndarray) -> _Point:
-    """An encoder looked at, in one pass."""
-    store, encoder = Store(), _encoder(whitened, covariance, data, decoder)
+    """An encoder looked at."""
     loadings = np.asarray(decoder.loadings, np.float64)
-    spread = np.sum(loadings @ covariance * loadings, axis=1), np.trace(covariance), np.linalg.slogdet(covariance)[1]
-    shared = _Spread(*(np.asarray(part, decoder.loadings.dtype) for part in spread))  # type: ignore[arg-type]
-    at = encoder.weight, encoder.bias, shared, data.centre, decoder, objective
-    sums = in_double(sweep(_encoded, data.source, *at, family=objective.family, check=False, store=store))
-    store.commit()
-    gradient = np.concatenate([sums.cross @ data.inverse_root, sums.residual[:, None]], axis=1) / data.num_rows
-    curvature = loadings.T @ (loadings * (sums.weight / data.num_rows)[:, None])
-    curvature += float(objective.beta) * np.eye(decoder.latent_dim)
+    variance = np.sum(loadings @ covariance * loadings, axis=1)
+    shared = _Spread(variance, np.trace(covariance), np.linalg.slogdet(covariance)[1])
+    sums, store, curvature = _looked(data, decoder, objective, whitened, shared, data.nowhere)
     value = float(sums.elbo) / data.num_rows if np.isfinite(curvature).all() else -np.inf
-    return _Point(whitened, covariance, value, gradient, store, curvature)
+    return _Point(whitened, covariance, value, data.against_y(sums.pull), store, curvature)
 
 
-def _encoder(whitened: np.ndarray, covariance: np.ndarray, data: _Data, decoder: Affine) -> Encoder:
-    parts = whitened[:, :-1] @ data.inverse_root.T, whitened[:, -1], covariance
-    return Encoder(*(np.asarray(part, decoder.loadings.dtype) for part in parts))  # type: ignore[arg-type]
+def _looked(
+    data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray, shared: _Spread, means: ArrayLike
+) -> tuple[_Sums, Store, np.ndarray]:
+    """One pass: sums, H of every row, and its mean."""
+    store, loadings, dtype = Store(), np.asarray(decoder.loadings, np.float64), decoder.loadings.dtype
+    parts = whitened[:, :-1] @ data.inverse_root.T, whitened[:, -1], shared
+    at = jax.tree.map(lambda part: np.asarray(part, dtype), parts)
+    options: dict[str, Any] = {"family": objective.family, "check": False, "given": means, "store": store}
+    sums = in_double(sweep(_encoded, data.source, *at, data.centre, decoder, objective, **options))
+    store.commit()
+    curvature = loadings.T @ (loadings * (sums.weight / data.num_rows)[:, None])
+    return sums, store, curvature + float(objective.beta) * np.eye(decoder.latent_dim)
 
 
 def _of_trace_1(gram: np.ndarray) -> np.ndarray:
@@ -230,8 +236,7 @@ def _newton(point: _Point, data: _Data, damping: float, solved: float) -> np.nda
         step = flat.reshape(shape)
         parts = (np.asarray(part, dtype) for part in (step[:, :-1] @ data.inverse_root.T, step[:, -1]))
         pulled = sweep(_curved, data.source, data.centre, packed, *parts, check=False, store=point.curvatures)
-        cross, summed = in_double(pulled)
-        return np.concatenate([cross @ data.inverse_root, summed[:, None]], axis=1).ravel() / data.num_rows
+        return data.against_y(in_double(pulled)).ravel()
 
     inverse = _inverse(point.curvature + extra)
     size = point.gradient.size
@@ -250,19 +255,9 @@ def _inverse(matrix: np.ndarray) -> np.ndarray:
     return np.linalg.pinv(matrix, hermitian=True)
 
 
-def _pulled(rows: Rows, q: Posterior, centre: Array, beta: Array) -> tuple[tuple[Array, Array, Array, Array], Array]:
-    """H mu against x and summed, and H, of posteriors that are the best of their rows."""
-    each = jnp.where(rows.weight > 0, rows.weight, 0.0)
-    inverse, _ = symmetric_inverse(q.covariance)
-    first, second, _ = upper_triangle(q.mean.shape[1])
-    curvature = (beta * each)[:, None, None] * inverse
-    pulled, packed = jnp.sum(curvature * q.mean[:, None], axis=-1), curvature[:, first, second]
-    return (pulled.T @ (rows.x - centre[None]), pulled.sum(axis=0), packed.sum(axis=0), jnp.sum(each)), packed
-
-
 def _encoded(
     rows: Rows,
-    _: Any,
+    means: Array,
     slopes: Array,
     bias: Array,
     shared: _Spread,
@@ -270,22 +265,19 @@ def _encoded(
     decoder: Affine,
     objective: Objective,
 ) -> tuple[_Sums, Array]:
-    """Sums, and H of every row, for means (x - centre) A' + a."""
-    mean = (rows.x - centre[None]) @ slopes.T + bias[None]
-    m = mean @ decoder.loadings.T + fixed_predictor(decoder, rows)
+    """Sums, and H of every row, for means (x - centre) A' + a beyond those given (0, but for the start)."""
+    centred = rows.x - centre[None]
+    beyond, loadings, beta = centred @ slopes.T + bias[None], decoder.loadings, objective.beta
+    mean = means + beyond
+    m = mean @ loadings.T + fixed_predictor(decoder, rows)
     value, gradient, weight = exact_terms(objective, rows, m, hidden_if_none(shared.variance[None], decoder))
     each = jnp.where(rows.weight > 0, rows.weight, 0.0)
-    elbo = jnp.sum(value, axis=1) - objective.beta * gaussian_kl(mean, shared.trace, shared.log_det)
-    residual = each[:, None] * (gradient @ decoder.loadings - objective.beta * mean)
+    elbo = jnp.sum(value, axis=1) - beta * gaussian_kl(mean, shared.trace, shared.log_det)
+    pull = each[:, None] * ((gradient + weight * (means @ loadings.T)) @ loadings - beta * beyond)
     first, second, _ = upper_triangle(decoder.latent_dim)
     same = jnp.asarray(np.where(first == second, 1.0, 0.0), mean.dtype)
-    curvature = each[:, None] * (packed_curvature(decoder.loadings, weight) + objective.beta * same[None])
-    sums = _Sums(
-        jnp.sum(jnp.where(each > 0, each * elbo, 0.0)),
-        jnp.sum(residual, axis=0),
-        residual.T @ (rows.x - centre[None]),
-        each @ weight,
-    )
+    curvature = each[:, None] * (packed_curvature(loadings, weight) + beta * same[None])
+    sums = _Sums(jnp.sum(jnp.where(each > 0, each * elbo, 0.0)), _against(pull, centred), each @ weight)
     return sums, jnp.where(each[:, None] > 0, curvature, 0.0)
 
 
@@ -297,4 +289,8 @@ def _curved(
     moved = centred @ slopes.T + intercept[None]
     damped = curvature + jnp.where(rows.weight > 0, rows.weight, 0.0)[:, None] * extra[None]
     pulled = jnp.sum(unpacked(damped, moved.shape[1]) * moved[:, None], axis=-1)
-    return (pulled.T @ centred, jnp.sum(pulled, axis=0)), None
+    return _against(pulled, centred), None
+
+
+def _against(pulled: Array, centred: Array) -> tuple[Array, Array]:
+    return pulled.T @ centred, jnp.sum(pulled, axis=0)

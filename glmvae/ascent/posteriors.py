@@ -26,12 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae._numerics import symmetric_inverse, trace_of, unpacked, upper_triangle
+from glmvae._numerics import congruent, symmetric_inverse, trace_of, upper_triangle
 from glmvae.ascent.row_posteriors import Change, RowPosteriors
 from glmvae.ascent.terms import Terms
 from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows, column_sum
-from glmvae.variational import gaussian_kl, hidden_if_none, packed_curvature, unit_products
+from glmvae.variational import gaussian_kl, hidden_if_none, unit_products
 
 # The most cautious step is about 2^-_MOST long, beyond which a row is taken for done: from the prior a full step to a
 # count of 10^8 is 2^27 too long. What caution a step that succeeds takes away: so much, or that share of it.
@@ -164,7 +164,7 @@ def _changed(q: RowPosteriors, change: Change, rows: Rows) -> RowPosteriors:
         shift = shift + full_rows(rows.covariates, rows) @ change.shift[1:]
     size = q.mean.shape[1]
     first, second, _ = upper_triangle(size)
-    full = change.inverse @ unpacked(q.covariance, size) @ change.inverse.T
+    full = congruent(change.inverse, q.covariance)
     mean = (q.mean - shift) @ change.inverse.T
     return q._replace(mean=mean, covariance=full[:, first, second], log_det=q.log_det - 2 * change.log_det)
 
@@ -204,23 +204,23 @@ def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array
     size = decoder.latent_dim
     first, second, where = upper_triangle(size)
     same = first == second
-    packed = packed_curvature(loadings, known.weight / beta)
+    packed = unit_products(loadings) @ (known.weight / beta).T  # the rows last, as the inverse has them
     eps = jnp.finfo(packed.dtype).eps
-    trace = jnp.sum(packed[:, np.flatnonzero(same)], axis=1)
-    together = jnp.asarray(~same)[None] & (trace > _WIDEST / eps)[:, None]
+    trace = jnp.sum(packed[np.flatnonzero(same)], axis=0)
+    together = jnp.asarray(~same)[:, None] & (trace > _WIDEST / eps)[None]
     off = jnp.where(together, 1 - _APART * size * eps, 1.0)
-    precision = (packed * off)[:, where] + jnp.eye(size, dtype=packed.dtype)[None]
+    precision = (packed * off)[where] + jnp.eye(size, dtype=packed.dtype)[..., None]
     ahead = (known.gradient @ loadings) / beta - q.mean
     in_turns, caution = _in_turns(q), q.caution[:, 1]
     alone = in_turns & ~q.second
 
     def shortened() -> tuple[Array, Array]:
-        old, _ = symmetric_inverse(unpacked(q.covariance, size))
+        old, _ = symmetric_inverse(q.covariance.T[where])
         ratio = (size + trace) / jnp.maximum(trace_of(old), 1e-30)
         kept = jnp.where((caution > 0) & ~alone, jnp.sqrt(jnp.minimum(ratio, 1.0)) * 2.0 ** (caution - 1), 0.0)
         length = 1 / (1 + kept)
         of_mean = jnp.where(alone, 2.0 ** -q.caution[:, 0], jnp.where(in_turns, 0.0, length))
-        return length[:, None, None] * precision + (length * kept)[:, None, None] * old, of_mean
+        return length[None, None] * precision + (length * kept)[None, None] * jnp.moveaxis(old, 0, -1), of_mean
 
     full = precision, jnp.ones_like(caution)
     mixed, length = jax.lax.cond(jnp.any(caution > 0), shortened, lambda: full)

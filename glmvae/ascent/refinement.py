@@ -213,7 +213,7 @@ def _refined(
         _refuse_without_noise(np.asarray(state.step.dispersion), state, problem.source.column_names)
     _tell_if_stuck(climb)
     final, posterior, strength = principal_axes(state, store)
-    value = jnp.asarray(state.elbo, decoder.loadings.dtype)
+    value = jax.device_put(np.asarray(state.elbo, decoder.loadings.dtype))
     exact = value
     if method == "entry":
         exact = mean_elbo(AffineModel(final, state.objective), problem.source, posterior)
@@ -222,7 +222,7 @@ def _refined(
     return RefinedOptimum(
         model=AffineModel(final, state.objective),
         encoder=encoder,
-        eigenvalues=jnp.asarray(float(state.objective.beta) + strength, decoder.loadings.dtype),
+        eigenvalues=jax.device_put(np.asarray(float(state.objective.beta) + strength, decoder.loadings.dtype)),
         elbo=exact,
         lower_bound=value if method == "entry" else None,
         posterior=posterior,
