@@ -91,7 +91,7 @@ def posterior(optimum: Any, x: Any) -> Posterior:
         )
     source = as_source(x, columns=model.loadings.shape[0], like=optimum)
     family = in_precision(model.family, encoder.weight.dtype)
-    _warn_of_rounding(encoder)
+    warn_of_rounding(encoder)
     mean = per_row(
         _encoded if _takes_residuals(optimum, model.family) else _encoded_plain,
         source,
@@ -123,8 +123,8 @@ def _takes_residuals(optimum: Any, family: Family) -> bool:
     return _checks.concrete(optimum.expansion_point) and not np.any(np.asarray(optimum.expansion_point))
 
 
-def _warn_of_rounding(encoder: Encoder) -> None:
-    """Data far from 0: bias and weight times x are large, and what is left of their sum is rounding."""
+def warn_of_rounding(encoder: Encoder) -> None:
+    """Say so of data far from 0: bias and weight times x are large, and what is left of their sum is rounding."""
     if not _checks.concrete(encoder) or np.ndim(encoder.bias) != 1 or not np.size(encoder.bias):
         return
     bias = np.asarray(encoder.bias)
@@ -138,7 +138,7 @@ def _warn_of_rounding(encoder: Encoder) -> None:
 
 
 def _encoded(rows: Rows, _: None, encoder: Encoder, family: Family) -> tuple[None, Array]:
-    return None, _affine(encoder, rows, encoder_input(family, rows))
+    return None, affine_means(encoder, rows, encoder_input(family, rows))
 
 
 def _encoded_plain(rows: Rows, _: None, encoder: Encoder, family: Family) -> tuple[None, Array]:
@@ -147,10 +147,11 @@ def _encoded_plain(rows: Rows, _: None, encoder: Encoder, family: Family) -> tup
             "offset: this optimum's encoder knows x alone (it is refined, or expands elsewhere than at 0), so neither "
             "an offset nor trials; `best_posterior` takes them"
         )
-    return None, _affine(encoder, rows, rows.x)
+    return None, affine_means(encoder, rows, rows.x)
 
 
-def _affine(encoder: Encoder, rows: Rows, residual: Array) -> Array:
+def affine_means(encoder: Encoder, rows: Rows, residual: Array) -> Array:
+    """The posterior means of rows without missing entries, from their working residuals."""
     if rows.missing is not None:
         raise ValueError("missing: an affine encoder needs every entry; `affine_posterior` and `best_posterior` do not")
     mean = residual @ encoder.weight.T + encoder.bias[None]

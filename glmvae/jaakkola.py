@@ -1,7 +1,8 @@
 """The closed form under Jaakkola and Jordan's bound (:mod:`glmvae.tangents`) with one xi a column.
 
 Its optimum is probabilistic PCA of G^1/2 Cov(y) G^1/2, G and y the weights and responses of the bound, and the xi best
-for it is xi_j^2 = mean E t_j^2: :func:`tighten` takes the two in turn.
+for it is xi_j^2 = mean E t_j^2: :func:`tighten` takes the two in turn, and extrapolates xi from the last few turns
+where that raises the bound.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from glmvae._precision import in_full
 from glmvae._progress import bar
 from glmvae.elbo import mean_elbo
 from glmvae.expansion import null_predictor
+from glmvae.extrapolation import Memory
 from glmvae.families import Family
 from glmvae.model import Affine, AffineModel, as_model, require_density
-from glmvae.optimum import AffineOptimum, optimum_at, posterior
+from glmvae.optimum import AffineOptimum, optimum_at
 from glmvae.quadratics import Quadratic
 from glmvae.refined import RefinedOptimum
 from glmvae.sources import as_source, require_offset
@@ -41,7 +43,8 @@ def tighten(
     """Raise a closed-form optimum to Jaakkola and Jordan's tighter bound with one xi a column, from moments alone.
 
     Given xi the closed form of :func:`~glmvae.optimum.fit` applies with weight rho^2 n omega / phi; then xi_j^2 =
-    mean E t_j^2. A round is one eigendecomposition.
+    mean E t_j^2, or its extrapolation from the last few rounds. A round is one eigendecomposition, two where the
+    extrapolation does not raise the bound.
 
     Args:
         optimum: where to start, from :func:`~glmvae.optimum.fit`; it sets latent_dim, beta and the dispersion. A
@@ -94,7 +97,7 @@ def tighten(
         now, history, converged = _rounds(model, data, float(tolerance), max_rounds, report)
     elbo = None
     if source is not None and source.passes != 1:
-        elbo = mean_elbo(now.model, source, posterior(now, source))
+        elbo = mean_elbo(now.model, source, now.encoder)
         null = _null(data, model.family, model.dispersion)
         if not _is_bound(model.family) and float(elbo) < float(null.value):
             now, elbo = _collapsed(now, model.family, data), null.value
@@ -115,27 +118,40 @@ def tighten(
 def _rounds(
     model: AffineModel, data: Moments, tolerance: float, max_rounds: int, report: Callable[[float], None]
 ) -> tuple[AffineOptimum, list[float], bool]:
-    dtype, units = data.mean.dtype, model.decoder.latent_dim
+    dtype, units = np.dtype(data.mean.dtype), model.decoder.latent_dim
     phi, zero = jnp.asarray(model.dispersion, dtype), jax.device_put(np.zeros(data.mean.shape, dtype))
+    eps = float(np.finfo(dtype).eps)
 
-    def at(xi: Array) -> AffineOptimum:
-        quadratic = tangent_quadratic(data, model.family, phi, xi)
+    def at(xi: np.ndarray) -> AffineOptimum:
+        quadratic = tangent_quadratic(data, model.family, phi, jax.device_put(xi.astype(dtype)))
         spectrum = decomposed_spectrum(data, model.family, quadratic, phi, zero, max(units, 1))
         return optimum_at(spectrum, units, beta=model.beta)
 
-    null = _null(data, model.family, phi)
-    now = at(_next_xi(model.family, data, model.decoder))
+    def best(decoder: Affine) -> np.ndarray:
+        return np.asarray(_next_xi(model.family, data, decoder), np.float64)
+
+    null, xi, past = _null(data, model.family, phi), best(model.decoder), Memory(eps)
+    now = at(xi)
     if not float(now.elbo_taylor) >= float(null.value):
-        now = at(null.xi)
+        xi = np.asarray(null.xi, np.float64)
+        now = at(xi)
     history, converged = [float(now.elbo_taylor)], False
     for _ in range(max_rounds):
-        new = at(_next_xi(model.family, data, now.decoder))
-        gain = float(new.elbo_taylor) - history[-1]
+        step, least = best(now.decoder) - xi, max(tolerance, 4 * eps * abs(history[-1]))
+        # the bound is even in xi
+        proposals = [np.abs(past.extrapolated(xi, step)), xi + step] if past else [xi + step]
+        for proposal in proposals:
+            new = at(proposal)
+            gain = float(new.elbo_taylor) - history[-1]
+            if gain >= least:
+                past.remember(xi, step)
+                break
+            past.forget()
         if gain > 0:
-            now = new
+            now, xi = new, proposal
             history.append(float(now.elbo_taylor))
             report(history[-1])
-        if not gain >= max(tolerance, 4 * float(jnp.finfo(dtype).eps) * abs(history[-1])):
+        if not gain >= least:
             converged = True
             break
     return now, history, converged

@@ -10,7 +10,7 @@ from family_cases import run
 from scipy.optimize import minimize
 
 from glmvae import Affine, AffineModel, Objective, Posterior, Rows, best_posterior, elbo_exact, fit
-from glmvae._numerics import symmetric_inverse, unpacked
+from glmvae._numerics import congruent, symmetric_inverse, unpacked, upper_triangle
 from glmvae.ascent.climb import Climb, Problem, at_decoder
 from glmvae.ascent.decoder import _least_squares, moved, stacked, unstacked
 from glmvae.ascent.passes import exact_pass
@@ -63,6 +63,19 @@ def test_symmetric_inverse_stays_positive_when_ill_conditioned():
     assert np.all(np.isfinite(log_det))
     singular, _ = symmetric_inverse(jnp.asarray(np.diag([2.0, 0.0, 4.0]))[..., None])
     np.testing.assert_allclose(singular[0], np.diag([0.5, 0.0, 0.25]), rtol=1e-15)
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_congruent_changes_every_matrix_as_linear_algebra_does(rows, dtype):
+    rng = np.random.default_rng(0)
+    root, transform = rng.normal(size=(rows, K + 1, K + 1)), rng.normal(size=(2, K + 1)).astype(dtype)
+    matrix = (root @ np.swapaxes(root, 1, 2)).astype(dtype)
+    first, second, _ = upper_triangle(K + 1)
+    changed = jax.jit(congruent)(transform, matrix[:, first, second])
+    assert changed.dtype == dtype
+    np.testing.assert_allclose(changed, transform @ matrix @ transform.T, atol=1e-13 if dtype == np.float64 else 1e-4)
+    swapped = jax.jit(congruent)(transform, matrix[:, second, first] * (1 + (first != second)))
+    assert np.max(np.abs(swapped - changed)) > 0.1  # control: twice what lies off the diagonal
 
 
 # Bounds -----------------------------------------------------------------------------------------------------

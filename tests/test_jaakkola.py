@@ -105,6 +105,38 @@ def test_each_bound_is_tighter_than_the_one_before(dtype):
     assert entry.elbo < exact.elbo
 
 
+def in_turn(x, units, rounds):
+    """Bernoulli at beta 1 in plain NumPy: the closed form given xi and the best xi for it, in turn, from xi = 0."""
+    mean, covariance, bounds = x.mean(axis=0), np.cov(x.T, bias=True), []
+    xi = np.full(x.shape[1], 1e-8)
+    for _ in range(rounds):
+        w = np.tanh(xi / 2) / (2 * xi)
+        values, vectors = np.linalg.eigh(covariance / np.sqrt(w[:, None] * w))
+        values, vectors = values[::-1][:units], vectors[:, ::-1][:, :units]
+        kept = np.maximum(values, 1.0)
+        loadings, intercept = vectors * np.sqrt(kept - 1) / np.sqrt(w)[:, None], (mean - 0.5) / w
+        spread = 0.5 * np.sum(values * (1 - 1 / kept) - np.log(kept))
+        bounds.append(np.sum(0.5 * w * (xi**2 + intercept**2) - np.log(2 * np.cosh(xi / 2))) + spread)
+        xi = np.sqrt(intercept**2 + np.sum(loadings**2, axis=1))
+    return np.array(bounds), loadings @ loadings.T
+
+
+@f64
+def test_it_ends_where_the_two_in_turn_do_after_far_fewer_rounds():
+    rng = np.random.default_rng(0)
+    noise, signal = rng.normal(size=(1000, 12)), 5 * rng.normal(size=(1000, 2)) @ rng.normal(size=(2, 12))
+    x = (noise < signal - 12 * rng.uniform(size=12)).astype(float)  # some columns are rare
+    r = tighten(fit(x, Bernoulli(), 2), x, tolerance=1e-9)
+    rounds = len(r.history) - 1
+    bounds, products = in_turn(x, 2, 3000)
+    assert bool(r.converged)
+    np.testing.assert_allclose(r.history[-1], bounds[-1], atol=1e-7)  # nats, of the tolerance
+    np.testing.assert_allclose(r.loadings @ r.loadings.T, products, atol=1e-2 * np.max(products))
+    needed = int(np.argmax(bounds > r.history[-1] - 1e-6))
+    assert 8 * rounds < needed
+    assert bounds[rounds] < bounds[-1] - 1e-3  # control: in turn it is not there yet
+
+
 @f64
 def test_it_needs_moments_alone():
     c = case("binomial")

@@ -19,7 +19,7 @@ covariates are taken about their means (:mod:`~glmvae.ascent.centring`).
     step of every column, within a trust region, and says how to standardise z after it (``Change``), which leaves eta
     as it is.
 4.  **The climb** (:mod:`~glmvae.ascent.climb`): ``Climb.ascend`` proposes the step, or its extrapolation from the
-    last few (:mod:`~glmvae.ascent.extrapolation`), and passes over the rows with it (``at_decoder``). The posteriors it
+    last few (:mod:`~glmvae.extrapolation`), and passes over the rows with it (``at_decoder``). The posteriors it
     finds lie in the shadow of a :class:`~glmvae.ascent.row_posteriors.PosteriorStore`: ``Climb.keep`` commits them if
     the bound rose, else they are let go and the columns that overshot take half the step.
 5.  **Phases** (:mod:`~glmvae.ascent.refinement`): ``best_start`` (:mod:`~glmvae.ascent.starts`), then ``ascend``,

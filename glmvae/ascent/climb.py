@@ -19,11 +19,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae.ascent.decoder import DecoderStep, decoder_step, moved, stacked, unstacked
-from glmvae.ascent.extrapolation import MEMORY, extrapolated, joined, parted
+from glmvae.ascent.decoder import DecoderStep, decoder_step, joined, moved, parted, stacked, unstacked
 from glmvae.ascent.passes import Sums
 from glmvae.ascent.row_posteriors import Change, PosteriorStore, RowPosteriors, no_change
 from glmvae.blocks import sweep, total
+from glmvae.extrapolation import Memory
 from glmvae.model import Affine, Objective
 from glmvae.rows import Rows, row_sum
 from glmvae.sources import Source
@@ -171,8 +171,7 @@ class Climb:
 
     def ascend(self) -> None:
         """Rounds until what is left to gain is below the tolerance."""
-        points: list[np.ndarray] = []
-        steps: list[np.ndarray] = []
+        past = Memory(self.eps)
         gains: list[float] = []
         # Plain rounds before the next extrapolation: twice as many after each that failed.
         wait = pause = 0
@@ -186,20 +185,17 @@ class Climb:
             ahead = joined(moved(self.state.decoder, step, self._caution), step.dispersion) - here
             before = self.state.elbo
             rose = False
-            if points and wait == 0:
-                rose = self._rises(extrapolated(here, ahead, step.metric, points, steps, self.eps))
+            if past and wait == 0:
+                rose = self._rises(past.extrapolated(here, ahead, step.metric))
                 if not rose:
-                    points.clear()
-                    steps.clear()
+                    past.forget()
                 wait = pause = 0 if rose else min(max(1, 2 * pause), _LONGEST_PAUSE)
             else:
                 wait = max(wait - 1, 0)
             if not rose and not self._careful():
                 self.converged = self.state.step.gain < self.least
                 return
-            points.append(here)
-            steps.append(ahead)
-            del points[:-MEMORY], steps[:-MEMORY]
+            past.remember(here, ahead)
             gains.append(self.state.elbo - before)
 
     def _rises(self, point: np.ndarray) -> bool:

@@ -34,7 +34,7 @@ _TRUST = 4.0
 # Rounding units of a pass by which the scaled matrices may be off; at least so much, which keeps a matrix of rank one
 # from a pivot of 0.
 _RIDGE = 32
-SOLVABLE = 1e-12
+_SOLVABLE = 1e-12
 
 
 class DecoderStep(NamedTuple):
@@ -73,6 +73,24 @@ def unstacked(theta: np.ndarray, like: Affine) -> Affine:
     coefficients = [] if like.coefficients is None else [np.ascontiguousarray(theta[:, units + 1 :].T)]
     leaves = [np.ascontiguousarray(theta[:, :units]), np.ascontiguousarray(theta[:, units]), *coefficients]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def joined(theta: np.ndarray, phi: Any) -> np.ndarray:
+    """A point of the climb: theta (d, r), and log phi as one more column unless phi is None."""
+    if phi is None:
+        return theta
+    log_phi = np.log(np.maximum(np.asarray(phi, np.float64), np.finfo(np.float64).tiny))
+    return np.column_stack([theta, np.broadcast_to(log_phi, len(theta))])
+
+
+def parted(point: np.ndarray, now: Any, best: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """theta and phi of a point; None where ``best``, the phi called for, is. Where it is as now, phi is held."""
+    if best is None:
+        return point, None
+    now = np.asarray(now)
+    with np.errstate(over="ignore"):
+        phi = np.exp(point[:, -1] if now.ndim else point[0, -1]).astype(now.dtype)
+    return point[:, :-1], np.where(np.asarray(best) == now, now, phi)
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is no step that is taken
@@ -138,7 +156,7 @@ def _least_squares(gram: np.ndarray, score: np.ndarray, eps: float) -> tuple[np.
     scale = np.sqrt(np.maximum(np.einsum("dkk->dk", gram), 0.0))
     safe = np.where(scale > 0, scale, 1.0)
     identity = np.eye(gram.shape[1])
-    ridge = max(_RIDGE * eps, SOLVABLE) * identity + (scale == 0)[:, :, None] * identity
+    ridge = max(_RIDGE * eps, _SOLVABLE) * identity + (scale == 0)[:, :, None] * identity
     solved = np.linalg.solve(gram / (safe[:, :, None] * safe[:, None]) + ridge, (score / safe)[:, :, None])[:, :, 0]
     return np.where(np.isfinite(solved), solved, 0.0) / safe, safe
 

@@ -277,7 +277,9 @@ def _encoded(
     first, second, _ = upper_triangle(decoder.latent_dim)
     same = jnp.asarray(np.where(first == second, 1.0, 0.0), mean.dtype)
     curvature = each[:, None] * (packed_curvature(loadings, weight) + beta * same[None])
-    sums = _Sums(jnp.sum(jnp.where(each > 0, each * elbo, 0.0)), _against(pull, centred), each @ weight)
+    sums = _Sums(
+        jnp.sum(jnp.where(each > 0, each * elbo, 0.0)), _against(pull, centred), jnp.sum(each[:, None] * weight, axis=0)
+    )
     return sums, jnp.where(each[:, None] > 0, curvature, 0.0)
 
 

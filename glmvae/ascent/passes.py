@@ -60,7 +60,7 @@ def _pass(terms: Terms, rows: Rows, old: RowPosteriors, *args: Any) -> tuple[Sum
         column_sum(rows, known.value),
         weight.T @ moment,
         (gradient + weight * linear).T @ mean,
-        rows.weight @ moment,
+        jnp.sum(row_weight * moment, axis=0),
         column_sum(rows, entries),
     ), q
 

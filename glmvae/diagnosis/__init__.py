@@ -29,7 +29,7 @@ from glmvae.elbo import mean_elbo
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.jaakkola import tighten
-from glmvae.optimum import AffineOptimum, optimum_at, posterior
+from glmvae.optimum import AffineOptimum, optimum_at
 from glmvae.pruning import activity, betas_leaving
 from glmvae.refined import RefinedOptimum
 from glmvae.sources import Source, as_source
@@ -169,7 +169,7 @@ def _optimum_elbo(
     if not plain or source is None or source.passes == 1:
         return bound, bound is not None
     awake = [o for o in (at_null, at_zero) if o is not None and np.any(np.asarray(o.loadings))]
-    values = [mean_elbo(o.model, source, posterior(o, source)) for o in awake]
+    values = [mean_elbo(o.model, source, o.encoder) for o in awake]
     finite = [value for value in values if np.isfinite(value)]
     return max([null.elbo, *finite][len(finite) > 0 :], key=float), False
 

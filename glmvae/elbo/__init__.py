@@ -22,6 +22,7 @@ from jaxtyping import Float
 from glmvae._numerics import symmetric_inverse, unpacked
 from glmvae._precision import in_full
 from glmvae.blocks import common_dtype, per_row, total, traced
+from glmvae.encoding import Encoder, affine_means, warn_of_rounding
 from glmvae.expansion import Expansion, expand_rows, expansion_point, null_point
 from glmvae.families import Family
 from glmvae.model import AffineModel, as_model, fixed_predictor, require_density, unchecked
@@ -82,15 +83,23 @@ def _exact(rows: Rows, posterior: Posterior, model: AffineModel) -> tuple[None, 
     return None, row_sum(rows, expected) - model.beta * kl_of(posterior)
 
 
-def mean_elbo(model: AffineModel, source: Source, posterior: Posterior) -> Float[Array, ""]:
-    """The weighted mean of :func:`elbo_exact`, of arguments already checked."""
-    value, count = total(_exact_sum, source, model, given=posterior, check=False, **_options(model))
+def mean_elbo(model: AffineModel, source: Source, q: Posterior | Encoder) -> Float[Array, ""]:
+    """The weighted mean of :func:`elbo_exact`; under an encoder, of rows without offset, trials or missing entries."""
+    if isinstance(q, Encoder):
+        warn_of_rounding(q)
+        value, count = total(_encoded_sum, source, q, model, check=False, **_options(model))
+    else:
+        value, count = total(_exact_sum, source, model, given=q, check=False, **_options(model))
     return value / count if traced(source, (value, count)) else jax.device_put(np.asarray(value) / np.asarray(count))
 
 
+def _encoded_sum(rows: Rows, _: None, encoder: Encoder, model: AffineModel) -> tuple[tuple[Array, Array], None]:
+    return _exact_sum(rows, Posterior(affine_means(encoder, rows, rows.x), encoder.covariance[None]), model)
+
+
 def _exact_sum(rows: Rows, posterior: Posterior, model: AffineModel) -> tuple[tuple[Array, Array], None]:
-    value = _exact(rows, posterior, model)[1]
-    return (jnp.sum(jnp.where(rows.weight > 0, rows.weight * value, 0.0)), jnp.sum(rows.weight)), None
+    value = jnp.where(rows.weight > 0, rows.weight * _exact(rows, posterior, model)[1], 0.0)
+    return (jnp.sum(value), jnp.sum(rows.weight)), None
 
 
 def elbo_quadratic(
@@ -258,8 +267,8 @@ def _profile(model: AffineModel, data: Moments, family: Family, eta0: Array) -> 
         crossed = (data.covariates.cross * per_x[None]).T @ effect
         spread = spread - crossed - crossed.T + effect.T @ data.covariates.covariance @ effect
     spread = spread + residual[:, None] * residual[None]
-    # tr(A S) with A = (I + W~ W~' / beta)^-1 = I - W~ M W~' / beta, M = (I + W~' W~ / beta)^-1, by way of
-    # A = A A' + W~ M (W~ M)' / beta: no difference of large numbers, an eigenvalue of 10^8 leaves one of 1 its digits
+    # tr(A S) with A = (I + W~ W~' / beta)^-1 = I - W~ M W~' / beta, M = (I + W~' W~ / beta)^-1, by way of A = A A'
+    # + W~ M (W~ M)' / beta: no difference of large numbers, an eigenvalue of 10^8 leaves one of 1 its digits
     inner = jnp.eye(loadings.shape[1], dtype=loadings.dtype) + loadings.T @ loadings / beta
     inverse, log_det = symmetric_inverse(inner[..., None])
     carried = loadings @ inverse[0]
@@ -267,9 +276,6 @@ def _profile(model: AffineModel, data: Moments, family: Family, eta0: Array) -> 
     left = spread - carried @ (loadings.T @ spread) / beta
     trace = jnp.sum(left * rest) + jnp.sum((spread @ carried) * carried) / beta
     return jnp.sum(quadratic.constant) - 0.5 * (trace + beta * log_det[0])
-
-
-# The eager boundary ---------------------------------------------------------------------------------------
 
 
 def affine_arguments(model: Any, x: Any) -> tuple[AffineModel, Source]:
@@ -289,5 +295,5 @@ def _expansion_point(expand_at: ArrayLike | str, model: AffineModel, source: Sou
     dtype = common_dtype(source, model.decoder)
     if isinstance(expand_at, str) and expand_at == "null":
         return null_point(source, model.family, model.decoder.num_covariates).astype(dtype)
-    ones = np.ones(source.num_columns, dtype)
-    return expansion_point(expand_at, with_trials(model.family, ones), jnp.asarray(0 * ones))
+    zeros = np.zeros(source.num_columns, dtype)
+    return expansion_point(expand_at, with_trials(model.family, zeros + 1), jnp.asarray(zeros))
