@@ -11,45 +11,50 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-# The largest matrices that are summed up entry by entry; of larger ones a matrix product is faster.
-_SUMMED = 8
+
+def symmetric_inverse(matrices: Float[Array, "n k k"]) -> tuple[Float[Array, "n k k"], Float[Array, " n"]]:
+    """Inverses and log-determinants of many symmetric positive definite matrices: :func:`packed_inverse`."""
+    size = matrices.shape[-1]
+    first, second, _ = upper_triangle(size)
+    inverse, log_det = packed_inverse(matrices[:, first, second].T, size)
+    return unpacked(inverse.T, size), log_det
 
 
-def symmetric_inverse(matrices: Float[Array, "k k n"]) -> tuple[Float[Array, "n k k"], Float[Array, " n"]]:
-    """Inverses and log-determinants of many symmetric positive definite matrices, which lie along the last axis.
-
-    Every operation runs along it.
+def packed_inverse(packed: Float[Array, "p n"], size: int) -> tuple[Float[Array, "p n"], Float[Array, " n"]]:
+    """From upper triangle to upper triangle; the matrices lie along the last axis, along which every operation runs.
 
     A^-1 = L^-T L^-1 with A = L L': positive semidefinite, and in agreement with the determinant, whatever the rounding.
     A pivot that is nothing but rounding counts for nothing in either.
     """
-    size, many = matrices.shape[1:]
     if size == 0:
-        return jnp.zeros((many, 0, 0), matrices.dtype), jnp.zeros(many, matrices.dtype)
-    unit = jnp.arange(size)[:, None]
-    barrier = jax.lax.optimization_barrier  # or XLA computes a column again for every entry that needs it
-    least = size * jnp.finfo(matrices.dtype).eps * matrices[np.arange(size), np.arange(size)]
+        return packed, jnp.zeros(packed.shape[1], packed.dtype)
+    first, second, where = upper_triangle(size)
+    unit = np.arange(size)[:, None]
+    least = size * jnp.finfo(packed.dtype).eps * packed[np.diagonal(where)]
 
-    def eliminate(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def eliminate(j: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         # Rows below j: what is left of A to the right of j, what there is of L^-1 to the left. Above: L^-1 alone.
-        reduced, log_det = carry
-        pivot = reduced[j, j]
-        usable = pivot > least[j]
-        reciprocal = barrier(jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, pivot, 1.0)), 0.0))
-        column = jnp.where(unit > j, reduced[:, j] * reciprocal[None], 0.0)
-        row = jnp.where(unit == j, reciprocal[None], reduced[j] * reciprocal[None])
-        column, row = barrier((column, row))
-        reduced = jnp.where((unit == j)[None], 0.0, reduced) - column[:, None] * row[None]
-        reduced = jax.lax.dynamic_update_index_in_dim(reduced, row, j, 0)
-        return reduced, log_det + jnp.log(jnp.where(usable, pivot, 1.0))
+        reduced, inverse, log_det, *last = carry
 
-    none = jnp.zeros(many, matrices.dtype)
-    root, log_det = jax.lax.fori_loop(0, size, eliminate, (matrices, none))
-    root = barrier(jnp.where((unit >= unit.T)[..., None], root, 0.0))
-    if size > _SUMMED:
-        root = jnp.moveaxis(root, -1, 0)
-        return jnp.einsum("nji,njk->nik", root, root), log_det
-    return jnp.moveaxis(sum(row[:, None] * row[None] for row in root), -1, 0), log_det
+        def scaled() -> list[Array]:
+            usable = reduced[j, j] > least[j]
+            pivot = jnp.where(usable, reduced[j, j], 1.0)
+            reciprocal = jnp.where(usable, jax.lax.rsqrt(pivot), 0.0)
+            column = jnp.where(unit > j, reduced[:, j] * reciprocal[None], 0.0)
+            row = jnp.where(unit == j, reciprocal[None], reduced[j] * reciprocal[None])
+            return [column, row, log_det + jnp.log(pivot)]
+
+        # Always so. What a branch returns is an array, XLA would compute anything else again wherever it is needed
+        column, row, log_det = jax.lax.cond(j < size, scaled, lambda: [*last, log_det])
+        reduced = jnp.where((unit == j)[None], 0.0, reduced) - column[:, None] * row[None]
+        reduced = jnp.where((unit == j)[:, None], row[None], reduced)
+        inverse = inverse + jnp.where((second <= j)[:, None], row[first] * row[second], 0.0)  # of L^-1
+        return reduced, inverse, log_det, column, row
+
+    none, some = jnp.zeros(packed.shape[1], packed.dtype), jnp.zeros((size, packed.shape[1]), packed.dtype)
+    start = packed[where], jnp.zeros_like(packed), none, some, some
+    _, inverse, log_det, *_ = jax.lax.fori_loop(0, size, eliminate, start)
+    return inverse, log_det
 
 
 def trace_of(matrices: Float[Array, "n k k"]) -> Float[Array, " n"]:
@@ -73,8 +78,9 @@ def unpacked(packed: Float[Array, "n p"], size: int) -> Float[Array, "n k k"]:
     return packed[:, upper_triangle(size)[2]]
 
 
-def congruent(transform: Float[Array, "m k"], packed: Float[Array, "n p"]) -> Float[Array, "n m m"]:
-    """T S T' of symmetric S from their upper triangles, in two products that move nothing."""
-    where = upper_triangle(transform.shape[1])[2]
-    half = jnp.tensordot(packed.T[where], transform, ((0,), (1,)))
-    return jnp.tensordot(half, transform, ((0,), (1,)))
+def congruent(transform: Float[Array, "m k"], packed: Float[Array, "n p"]) -> Float[Array, "n q"]:
+    """T S T' of symmetric S, from upper triangle to upper triangle."""
+    size, before = transform.shape
+    first, second, _ = upper_triangle(size)
+    half = jnp.einsum("ak,kln->aln", transform, packed.T[upper_triangle(before)[2]])  # the rows last
+    return jnp.einsum("bl,aln->abn", transform, half)[first, second].T

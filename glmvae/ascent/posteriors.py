@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae._numerics import congruent, symmetric_inverse, trace_of, upper_triangle
+from glmvae._numerics import congruent, packed_inverse, upper_triangle
 from glmvae.ascent.row_posteriors import Change, RowPosteriors
 from glmvae.ascent.terms import Terms
 from glmvae.model import Affine, Objective, fixed_predictor
@@ -162,11 +162,8 @@ def _changed(q: RowPosteriors, change: Change, rows: Rows) -> RowPosteriors:
     shift = change.shift[:1]
     if rows.covariates is not None:
         shift = shift + full_rows(rows.covariates, rows) @ change.shift[1:]
-    size = q.mean.shape[1]
-    first, second, _ = upper_triangle(size)
-    full = congruent(change.inverse, q.covariance)
-    mean = (q.mean - shift) @ change.inverse.T
-    return q._replace(mean=mean, covariance=full[:, first, second], log_det=q.log_det - 2 * change.log_det)
+    mean, covariance = (q.mean - shift) @ change.inverse.T, congruent(change.inverse, q.covariance)
+    return q._replace(mean=mean, covariance=covariance, log_det=q.log_det - 2 * change.log_det)
 
 
 def _kl(q: RowPosteriors) -> Array:
@@ -189,8 +186,18 @@ def _predictor(decoder: Affine, fixed: Array, q: RowPosteriors) -> tuple[Array, 
 
 def _answer(decoder: Affine, beta: Array, bent: Array, precision: Array) -> Array:
     """How far the best mean of every row moves, to first order, where the gradient of its entries moves by so much."""
-    inverse, _ = symmetric_inverse(precision)
-    return jnp.sum(inverse * (bent @ decoder.loadings / beta)[:, None], axis=-1)
+    inverse, _ = packed_inverse(precision, decoder.latent_dim)
+    return _applied(inverse, bent @ decoder.loadings / beta)
+
+
+def _applied(packed: Array, vectors: Array) -> Array:
+    """Matrices, packed and the rows last, times a vector of every row (n, k)."""
+    where = upper_triangle(vectors.shape[1])[2]
+    return jnp.sum(packed[where] * vectors.T[None], axis=1).T
+
+
+def _trace(packed: Array, size: int) -> Array:
+    return jnp.sum(packed[np.diagonal(upper_triangle(size)[2])], axis=0)
 
 
 def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array] | None) -> RowPosteriors:
@@ -202,31 +209,30 @@ def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array
     """
     loadings, q = decoder.loadings, known.q
     size = decoder.latent_dim
-    first, second, where = upper_triangle(size)
-    same = first == second
-    packed = unit_products(loadings) @ (known.weight / beta).T  # the rows last, as the inverse has them
-    eps = jnp.finfo(packed.dtype).eps
-    trace = jnp.sum(packed[np.flatnonzero(same)], axis=0)
-    together = jnp.asarray(~same)[:, None] & (trace > _WIDEST / eps)[None]
-    off = jnp.where(together, 1 - _APART * size * eps, 1.0)
-    precision = (packed * off)[where] + jnp.eye(size, dtype=packed.dtype)[..., None]
+    first, second, _ = upper_triangle(size)
+    same = (first == second)[:, None]
+    curvature = unit_products(loadings) @ (known.weight / beta).T  # the rows last, as the inverse has them
+    eps = jnp.finfo(curvature.dtype).eps
+    trace = _trace(curvature, size)
+    off = jnp.where(~same & (trace > _WIDEST / eps)[None], 1 - _APART * size * eps, 1.0)
+    precision = curvature * off + jnp.asarray(same, curvature.dtype)
     ahead = (known.gradient @ loadings) / beta - q.mean
     in_turns, caution = _in_turns(q), q.caution[:, 1]
     alone = in_turns & ~q.second
 
     def shortened() -> tuple[Array, Array]:
-        old, _ = symmetric_inverse(q.covariance.T[where])
-        ratio = (size + trace) / jnp.maximum(trace_of(old), 1e-30)
+        old, _ = packed_inverse(q.covariance.T, size)
+        ratio = (size + trace) / jnp.maximum(_trace(old, size), 1e-30)
         kept = jnp.where((caution > 0) & ~alone, jnp.sqrt(jnp.minimum(ratio, 1.0)) * 2.0 ** (caution - 1), 0.0)
         length = 1 / (1 + kept)
         of_mean = jnp.where(alone, 2.0 ** -q.caution[:, 0], jnp.where(in_turns, 0.0, length))
-        return length[None, None] * precision + (length * kept)[None, None] * jnp.moveaxis(old, 0, -1), of_mean
+        return length[None] * precision + (length * kept)[None] * old, of_mean
 
     full = precision, jnp.ones_like(caution)
     mixed, length = jax.lax.cond(jnp.any(caution > 0), shortened, lambda: full)
-    covariance, log_det = symmetric_inverse(mixed)
-    mean = q.mean + length[:, None] * jnp.sum(covariance * ahead[:, None], axis=-1)
-    packed = jnp.where(alone[:, None], q.covariance, covariance[:, first, second])
+    covariance, log_det = packed_inverse(mixed, size)
+    mean = q.mean + length[:, None] * _applied(covariance, ahead)
+    packed = jnp.where(alone[:, None], q.covariance, covariance.T)
     if bent is not None:
 
         def answered() -> Array:

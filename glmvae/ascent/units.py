@@ -135,4 +135,4 @@ def principal_axes(state: State, store: PosteriorStore) -> tuple[Affine, Posteri
 @jax.jit
 @in_full
 def _rotated(q: RowPosteriors, vectors: Array) -> Any:
-    return q.mean @ vectors, congruent(vectors.T, q.covariance)
+    return q.mean @ vectors, unpacked(congruent(vectors.T, q.covariance), vectors.shape[1])

@@ -192,13 +192,13 @@ def _posterior(rows: Rows, old: None, model: AffineModel, eta0: Array) -> tuple[
     loadings, residual = model.loadings, quadratic.response - fixed_predictor(model.decoder, rows)
     if rows.missing is None and not model.family.needs_trials:
         weighted = loadings * quadratic.weight.T / model.beta
-        precision = (loadings.T @ weighted)[..., None]
+        precision = (loadings.T @ weighted)[None]
         ahead = residual @ weighted
     else:
         weight = observed(rows, jnp.broadcast_to(quadratic.weight, rows.x.shape)) / model.beta
-        precision = jnp.moveaxis(unpacked(packed_curvature(loadings, weight), model.decoder.latent_dim), 0, -1)
+        precision = unpacked(packed_curvature(loadings, weight), model.decoder.latent_dim)
         ahead = (weight * residual) @ loadings
-    covariance, _ = symmetric_inverse(precision + jnp.eye(len(precision), dtype=precision.dtype)[..., None])
+    covariance, _ = symmetric_inverse(precision + jnp.eye(precision.shape[-1], dtype=precision.dtype)[None])
     return None, Posterior(jnp.squeeze(ahead[:, None] @ covariance, 1), covariance)
 
 
@@ -270,7 +270,7 @@ def _profile(model: AffineModel, data: Moments, family: Family, eta0: Array) -> 
     # tr(A S) with A = (I + W~ W~' / beta)^-1 = I - W~ M W~' / beta, M = (I + W~' W~ / beta)^-1, by way of A = A A'
     # + W~ M (W~ M)' / beta: no difference of large numbers, an eigenvalue of 10^8 leaves one of 1 its digits
     inner = jnp.eye(loadings.shape[1], dtype=loadings.dtype) + loadings.T @ loadings / beta
-    inverse, log_det = symmetric_inverse(inner[..., None])
+    inverse, log_det = symmetric_inverse(inner[None])
     carried = loadings @ inverse[0]
     rest = jnp.eye(loadings.shape[0], dtype=loadings.dtype) - carried @ loadings.T / beta
     left = spread - carried @ (loadings.T @ spread) / beta

@@ -128,7 +128,7 @@ def _optimal(rows: Rows, z0: Array, decoder: Decoder, objective: Objective) -> t
 @jax.jit
 def _best(z0: Array, gradient: Array, hessian: Array, beta: Array) -> Posterior:
     precision = jnp.eye(z0.shape[1], dtype=z0.dtype)[None] - hessian / beta
-    covariance, _ = symmetric_inverse(jnp.moveaxis(precision, 0, -1))
+    covariance, _ = symmetric_inverse(precision)
     if z0.shape[1]:
         has_maximum = jnp.isfinite(jnp.linalg.cholesky(precision)).all(axis=(1, 2), keepdims=True)
         covariance = jnp.where(has_maximum, covariance, jnp.nan)
