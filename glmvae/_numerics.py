@@ -51,8 +51,7 @@ def packed_inverse(packed: Float[Array, "p n"], size: int) -> tuple[Float[Array,
         inverse = inverse + jnp.where((second <= j)[:, None], row[first] * row[second], 0.0)  # of L^-1
         return reduced, inverse, log_det, column, row
 
-    none, some = jnp.zeros(packed.shape[1], packed.dtype), jnp.zeros((size, packed.shape[1]), packed.dtype)
-    start = packed[where], jnp.zeros_like(packed), none, some, some
+    start = packed[where], jnp.zeros_like(packed), jnp.zeros(packed.shape[1], packed.dtype), least, least
     _, inverse, log_det, *_ = jax.lax.fori_loop(0, size, eliminate, start)
     return inverse, log_det
 

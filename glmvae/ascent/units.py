@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from glmvae._numerics import congruent, unpacked
+from glmvae._numerics import unpacked
 from glmvae._precision import in_full
 from glmvae.ascent.climb import Climb, Problem, State
 from glmvae.ascent.decoder import stacked, unstacked
@@ -135,4 +135,4 @@ def principal_axes(state: State, store: PosteriorStore) -> tuple[Affine, Posteri
 @jax.jit
 @in_full
 def _rotated(q: RowPosteriors, vectors: Array) -> Any:
-    return q.mean @ vectors, unpacked(congruent(vectors.T, q.covariance), vectors.shape[1])
+    return q.mean @ vectors, vectors.T @ unpacked(q.covariance, vectors.shape[0]) @ vectors
