@@ -185,7 +185,10 @@ def _predictor(decoder: Affine, fixed: Array, q: RowPosteriors) -> tuple[Array, 
 
 
 def _answer(decoder: Affine, beta: Array, bent: Array, precision: Array) -> Array:
-    """How far the best mean of every row moves, to first order, where the gradient of its entries moves by so much."""
+    """How far the best mean of every row moves, to first order, where the gradient of its entries moves by so much.
+
+    The precision is packed, the rows last.
+    """
     inverse, _ = packed_inverse(precision, decoder.latent_dim)
     return _applied(inverse, bent @ decoder.loadings / beta)
 
