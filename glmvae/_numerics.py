@@ -77,9 +77,19 @@ def unpacked(packed: Float[Array, "n p"], size: int) -> Float[Array, "n k k"]:
     return packed[:, upper_triangle(size)[2]]
 
 
-def congruent(transform: Float[Array, "m k"], packed: Float[Array, "n p"]) -> Float[Array, "n q"]:
+def packed_trace(packed: Float[Array, "p n"], size: int) -> Float[Array, " n"]:
+    """Traces of matrices that lie along the last axis."""
+    return jnp.sum(packed[np.diagonal(upper_triangle(size)[2])], axis=0)
+
+
+def packed_product(packed: Float[Array, "p n"], vectors: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """Matrices that lie along the last axis, each times its vector."""
+    where = upper_triangle(vectors.shape[1])[2]
+    return jnp.sum(packed[where] * vectors.T[None], axis=1).T
+
+
+def congruent(transform: Float[Array, "k k"], packed: Float[Array, "n p"]) -> Float[Array, "n p"]:
     """T S T' of symmetric S, from upper triangle to upper triangle."""
-    size, before = transform.shape
-    first, second, _ = upper_triangle(size)
-    half = jnp.einsum("ak,kln->aln", transform, packed.T[upper_triangle(before)[2]])  # the rows last
+    first, second, where = upper_triangle(len(transform))
+    half = jnp.einsum("ak,kln->aln", transform, packed.T[where])  # the rows last
     return jnp.einsum("bl,aln->abn", transform, half)[first, second].T

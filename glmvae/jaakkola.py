@@ -127,17 +127,17 @@ def _rounds(
         spectrum = decomposed_spectrum(data, model.family, quadratic, phi, zero, max(units, 1))
         return optimum_at(spectrum, units, beta=model.beta)
 
-    def best(decoder: Affine) -> np.ndarray:
+    def best_xi(decoder: Affine) -> np.ndarray:
         return np.asarray(_next_xi(model.family, data, decoder), np.float64)
 
-    null, xi, past = _null(data, model.family, phi), best(model.decoder), Memory(eps)
+    null, xi, past = _null(data, model.family, phi), best_xi(model.decoder), Memory(eps)
     now = at(xi)
     if not float(now.elbo_taylor) >= float(null.value):
         xi = np.asarray(null.xi, np.float64)
         now = at(xi)
     history, converged = [float(now.elbo_taylor)], False
     for _ in range(max_rounds):
-        step, least = best(now.decoder) - xi, max(tolerance, 4 * eps * abs(history[-1]))
+        step, least = best_xi(now.decoder) - xi, max(tolerance, 4 * eps * abs(history[-1]))
         # the bound is even in xi
         proposals = [np.abs(past.extrapolated(xi, step)), xi + step] if past else [xi + step]
         for proposal in proposals:

@@ -10,7 +10,7 @@ from family_cases import run
 from scipy.optimize import minimize
 
 from glmvae import Affine, AffineModel, Objective, Posterior, Rows, best_posterior, elbo_exact, fit
-from glmvae._numerics import congruent, symmetric_inverse, unpacked, upper_triangle
+from glmvae._numerics import congruent, packed_product, packed_trace, symmetric_inverse, unpacked, upper_triangle
 from glmvae.ascent.climb import Climb, Problem, at_decoder
 from glmvae.ascent.decoder import _least_squares, moved, stacked, unstacked
 from glmvae.ascent.passes import exact_pass
@@ -68,15 +68,27 @@ def test_symmetric_inverse_stays_positive_when_ill_conditioned():
 @pytest.mark.parametrize("rows", [1, 9])
 def test_congruent_changes_every_matrix_as_linear_algebra_does(rows, dtype):
     rng = np.random.default_rng(0)
-    root, transform = rng.normal(size=(rows, K + 1, K + 1)), rng.normal(size=(2, K + 1)).astype(dtype)
+    root, transform = rng.normal(size=(rows, K + 1, K + 1)), rng.normal(size=(K + 1, K + 1)).astype(dtype)
     matrix = (root @ np.swapaxes(root, 1, 2)).astype(dtype)
     first, second, _ = upper_triangle(K + 1)
     changed = jax.jit(congruent)(transform, matrix[:, first, second])
     assert changed.dtype == dtype
-    expected = (transform @ matrix @ transform.T)[:, [0, 0, 1], [0, 1, 1]]
+    expected = (transform @ matrix @ transform.T)[:, first, second]
     np.testing.assert_allclose(changed, expected, atol=1e-13 if dtype == np.float64 else 1e-4)
     swapped = jax.jit(congruent)(transform, matrix[:, second, first] * (1 + (first != second)))
     assert np.max(np.abs(swapped - changed)) > 0.1  # control: twice what lies off the diagonal
+
+
+def test_packed_matrices_have_the_traces_and_products_of_the_full_ones(dtype):
+    rng = np.random.default_rng(0)
+    root, vectors = rng.normal(size=(9, K + 1, K + 1)), rng.normal(size=(9, K + 1)).astype(dtype)
+    matrix = (root + np.swapaxes(root, 1, 2)).astype(dtype)
+    first, second, _ = upper_triangle(K + 1)
+    packed, tolerance = matrix[:, first, second].T, 1e-13 if dtype == np.float64 else 1e-5
+    np.testing.assert_allclose(packed_trace(packed, K + 1), np.trace(matrix, axis1=1, axis2=2), atol=tolerance)
+    expected = np.squeeze(matrix @ vectors[..., None], -1)
+    np.testing.assert_allclose(packed_product(packed, vectors), expected, atol=tolerance)
+    assert np.max(np.abs(packed_product(packed[::-1], vectors) - expected)) > 0.1  # control: in another order
 
 
 # Bounds -----------------------------------------------------------------------------------------------------

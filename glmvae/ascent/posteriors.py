@@ -26,12 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from glmvae._numerics import congruent, packed_inverse, upper_triangle
+from glmvae._numerics import congruent, packed_inverse, packed_product, packed_trace, upper_triangle
 from glmvae.ascent.row_posteriors import Change, RowPosteriors
 from glmvae.ascent.terms import Terms
 from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows, column_sum
-from glmvae.variational import gaussian_kl, hidden_if_none, unit_products
+from glmvae.variational import gaussian_kl, hidden_if_none, packed_curvature, unit_products
 
 # The most cautious step is about 2^-_MOST long, beyond which a row is taken for done: from the prior a full step to a
 # count of 10^8 is 2^27 too long. What caution a step that succeeds takes away: so much, or that share of it.
@@ -167,8 +167,7 @@ def _changed(q: RowPosteriors, change: Change, rows: Rows) -> RowPosteriors:
 
 
 def _kl(q: RowPosteriors) -> Array:
-    first, second, _ = upper_triangle(q.mean.shape[1])
-    return gaussian_kl(q.mean, jnp.sum(q.covariance[:, np.flatnonzero(first == second)], axis=1), q.log_det)
+    return gaussian_kl(q.mean, packed_trace(q.covariance.T, q.mean.shape[1]), q.log_det)
 
 
 def _products(decoder: Affine) -> Array:
@@ -190,17 +189,7 @@ def _answer(decoder: Affine, beta: Array, bent: Array, precision: Array) -> Arra
     The precision is packed, the rows last.
     """
     inverse, _ = packed_inverse(precision, decoder.latent_dim)
-    return _applied(inverse, bent @ decoder.loadings / beta)
-
-
-def _applied(packed: Array, vectors: Array) -> Array:
-    """Matrices, packed and the rows last, times a vector of every row (n, k)."""
-    where = upper_triangle(vectors.shape[1])[2]
-    return jnp.sum(packed[where] * vectors.T[None], axis=1).T
-
-
-def _trace(packed: Array, size: int) -> Array:
-    return jnp.sum(packed[np.diagonal(upper_triangle(size)[2])], axis=0)
+    return packed_product(inverse, bent @ decoder.loadings / beta)
 
 
 def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array] | None) -> RowPosteriors:
@@ -214,9 +203,9 @@ def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array
     size = decoder.latent_dim
     first, second, _ = upper_triangle(size)
     same = (first == second)[:, None]
-    curvature = unit_products(loadings) @ (known.weight / beta).T  # the rows last, as the inverse has them
+    curvature = packed_curvature(loadings, known.weight / beta).T  # the rows last, as the inverse has them
     eps = jnp.finfo(curvature.dtype).eps
-    trace = _trace(curvature, size)
+    trace = packed_trace(curvature, size)
     off = jnp.where(~same & (trace > _WIDEST / eps)[None], 1 - _APART * size * eps, 1.0)
     precision = curvature * off + jnp.asarray(same, curvature.dtype)
     ahead = (known.gradient @ loadings) / beta - q.mean
@@ -225,7 +214,7 @@ def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array
 
     def shortened() -> tuple[Array, Array]:
         old, _ = packed_inverse(q.covariance.T, size)
-        ratio = (size + trace) / jnp.maximum(_trace(old, size), 1e-30)
+        ratio = (size + trace) / jnp.maximum(packed_trace(old, size), 1e-30)
         kept = jnp.where((caution > 0) & ~alone, jnp.sqrt(jnp.minimum(ratio, 1.0)) * 2.0 ** (caution - 1), 0.0)
         length = 1 / (1 + kept)
         of_mean = jnp.where(alone, 2.0 ** -q.caution[:, 0], jnp.where(in_turns, 0.0, length))
@@ -234,7 +223,7 @@ def _step(decoder: Affine, beta: Array, known: _Known, bent: Callable[..., Array
     full = precision, jnp.ones_like(caution)
     mixed, length = jax.lax.cond(jnp.any(caution > 0), shortened, lambda: full)
     covariance, log_det = packed_inverse(mixed, size)
-    mean = q.mean + length[:, None] * _applied(covariance, ahead)
+    mean = q.mean + length[:, None] * packed_product(covariance, ahead)
     packed = jnp.where(alone[:, None], q.covariance, covariance.T)
     if bent is not None:
 

@@ -267,8 +267,8 @@ def _profile(model: AffineModel, data: Moments, family: Family, eta0: Array) -> 
         crossed = (data.covariates.cross * per_x[None]).T @ effect
         spread = spread - crossed - crossed.T + effect.T @ data.covariates.covariance @ effect
     spread = spread + residual[:, None] * residual[None]
-    # tr(A S) with A = (I + W~ W~' / beta)^-1 = I - W~ M W~' / beta, M = (I + W~' W~ / beta)^-1, by way of A = A A'
-    # + W~ M (W~ M)' / beta: no difference of large numbers, an eigenvalue of 10^8 leaves one of 1 its digits
+    # tr(A S) with A = (I + W~ W~' / beta)^-1 = I - W~ M W~' / beta, M = (I + W~' W~ / beta)^-1, by way of
+    # A = A A' + W~ M (W~ M)' / beta: no difference of large numbers, an eigenvalue of 10^8 leaves one of 1 its digits
     inner = jnp.eye(loadings.shape[1], dtype=loadings.dtype) + loadings.T @ loadings / beta
     inverse, log_det = symmetric_inverse(inner[None])
     carried = loadings @ inverse[0]
@@ -295,5 +295,5 @@ def _expansion_point(expand_at: ArrayLike | str, model: AffineModel, source: Sou
     dtype = common_dtype(source, model.decoder)
     if isinstance(expand_at, str) and expand_at == "null":
         return null_point(source, model.family, model.decoder.num_covariates).astype(dtype)
-    zeros = np.zeros(source.num_columns, dtype)
-    return expansion_point(expand_at, with_trials(model.family, zeros + 1), jnp.asarray(zeros))
+    ones = np.ones(source.num_columns, dtype)
+    return expansion_point(expand_at, with_trials(model.family, ones), jnp.asarray(0 * ones))
