@@ -13,6 +13,7 @@ from scipy.special import gammaln
 
 from glmvae import Affine, Objective, Posterior, Rows, best_posterior, elbo_exact, fit, posterior, refine, tighten
 from glmvae.ascent.encoder import _Point, _start
+from glmvae.ascent.encoder_passes import curved
 from glmvae.ascent.passes import entry_pass, exact_pass
 from glmvae.ascent.row_posteriors import no_change, prior_like
 from glmvae.blocks import Store, _program
@@ -71,18 +72,50 @@ def test_columns_of_very_different_scale_are_all_looked_at():
     assert reached(r.encoder._replace(weight=slopes, bias=bias)) < reached(r.encoder) - 0.1
 
 
-def test_slopes_that_lead_too_far_are_halved_until_they_are_better_than_none():
-    def start_where(limit, none=0.0):
+def test_slopes_that_overshoot_by_more_than_is_left_to_gain_are_halved():
+    def start_where(value, slope):
         def at(whitened, covariance):
             length = float(np.max(np.abs(whitened[:, :-1])))
-            elbo = none if length == 0 else length if length <= limit else -np.inf
-            return _Point(whitened, covariance, elbo, whitened, Store(), covariance)
+            gradient = np.full(whitened.shape, slope(length) / (K * D))
+            return _Point(whitened, covariance, value(length), gradient, Store(), covariance)
 
-        return _start(np.ones((K, D)), np.arange(float(K)), np.eye(K), at).whitened
+        found = _start(np.ones((K, D)), np.arange(float(K)), np.eye(K), at, 0.0).whitened
+        np.testing.assert_array_equal(found[:, -1], np.arange(float(K)))
+        assert np.ptp(found[:, :-1]) == 0
+        return found[0, 0]
 
     for limit, length in ((1.0, 1.0), (0.6, 0.5), (0.1, 0.0625), (0.01, 0.0)):
-        np.testing.assert_array_equal(start_where(limit), [[length] * D + [float(k)] for k in range(K)])
-    np.testing.assert_array_equal(start_where(0.6, none=1.0)[:, :-1], 0.0)  # Control: no slopes may be the best
+        assert start_where(lambda t, limit=limit: t - 2 if t <= limit else -np.inf, lambda t: 1.0) == length
+    assert start_where(lambda t: -100 * (t - 0.3) ** 2, lambda t: -200 * (t - 0.3)) == 0.25
+    assert start_where(lambda t: -((t - 0.9) ** 2) - 1, lambda t: -2 * (t - 0.9)) == 1.0  # it falls, by less than 1
+    assert start_where(lambda t: -2.0 if t < 1 else -1.0, lambda t: -10.0) == 1.0  # not concave: the better of two
+    assert start_where(lambda t: -100 * t - t**2, lambda t: -100 - 2 * t) == 0.0  # Control: none may be the best
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.uint8])
+def test_the_products_of_a_step_are_those_of_the_dense_curvature(kind, dtype):
+    """Run as NumPy where rows lie on the host, compiled elsewhere."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(0, 9, size=(20, D)).astype(kind), rng.integers(0, 3, size=20).astype(dtype)
+    half = rng.normal(size=(20, K, K))
+    centre, curvature = (a.astype(dtype) for a in (x.mean(axis=0), half @ half.transpose(0, 2, 1)))
+    shared, slopes, level = (rng.normal(size=size).astype(dtype) for size in ((K, K), (K, D), K))
+    args = (curvature * weight[:, None, None], centre, shared + shared.T, slopes, level)
+    dense = np.zeros((K, D + 1))
+    for i in range(20):
+        y = np.append(x[i] - centre.astype(float), 1.0)
+        whole = weight[i] * (curvature[i].astype(float) + shared + shared.T)
+        dense += np.outer(whole @ (np.column_stack([slopes, level]) @ y), y)
+    for rows, f in (
+        (Rows(x, weight=weight), curved),
+        (Rows(jnp.asarray(x), weight=jnp.asarray(weight)), jax.jit(curved)),
+    ):
+        (against, summed), _ = f(rows, *args)
+        assert isinstance(against, np.ndarray) == (f is curved)
+        assert against.dtype == dtype
+        found = np.column_stack([against, summed])
+        np.testing.assert_allclose(found, dense, rtol=0, atol=64 * float(jnp.finfo(dtype).eps) * np.abs(dense).max())
+    assert np.abs(dense - found).max() < 1e-3 * np.abs(dense[:, ::-1] - found).max()  # Control: columns the other way
 
 
 def test_the_encoder_of_heavy_tailed_counts_is_found_in_silence():

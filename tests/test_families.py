@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 from family_cases import BINARY, BUILT_IN, CASES, COLUMNS, TRIALS, run
 
-from glmvae.families import Bernoulli, Binomial, CustomFamily, Gaussian, Poisson, Support
+from glmvae.families import Bernoulli, Binomial, CustomFamily, Gamma, Gaussian, Poisson, Support
 
 # log p adds a handful of terms of size up to 50 that partly cancel; gammaln is good to 100 rounding units or so.
 LOG_PROB = {"float64": 1e-12, "float32": 2e-5}
@@ -226,6 +226,52 @@ def test_expected_log_prob_far_out(name, dtype):
 def test_jensen_is_not_the_expectation():
     # were E log p the log p of the mean, the two tests above would show nothing
     assert float(Bernoulli().log_prob(1.0, 0.25) - Bernoulli().expected_log_prob(1.0, 0.25, 0.3)) > 0.01
+
+
+def log_link_value(family, x, m, v):
+    """60 digits: what expected_terms gives, E log p less the saturated log p."""
+    with mp.workdps(60):
+        x, m, v = (mp.mpf(float(a)) for a in (x, m, v))
+        if isinstance(family, Poisson):
+            return float(x * m - mp.exp(m + v / 2) - (x * mp.log(x) - x if x else 0))
+        return float(-m - x * mp.exp(v / 2 - m) + mp.log(x) + 1)
+
+
+def log_link_cases(family, dtype):
+    """(x, m, v), the value, and a rounding unit of it: of itself, and of log E e^eta, to second order."""
+    eps = float(jnp.finfo(dtype).eps)
+    for x in (0.0, 1.0, 37.0, 1e6) if isinstance(family, Poisson) else (1e-3, 1.0, 1e6):
+        level = np.log(max(x, 0.1))
+        for m in (level, level + 0.01, -3.0, 5.0):
+            for v in (0.0, 1e-8, 0.3, 9.0, 60.0):
+                at = [jnp.asarray(a, dtype) for a in (x, m, v)]
+                exact, (_, gradient, weight) = log_link_value(family, *at), family.expected_terms(*at)
+                off = eps * (1 + abs(m) + abs(level) + v)
+                yield at, exact, eps * abs(exact) + abs(float(gradient)) * off + float(weight) * off**2
+
+
+@pytest.mark.parametrize("family", [Poisson(), Gamma()], ids=repr)
+def test_expected_terms_of_a_log_link_keep_their_digits(family, dtype):
+    for at, exact, unit in log_link_cases(family, dtype):
+        assert abs(float(family.expected_terms(*at)[0]) - exact) <= 4 * unit
+
+
+def test_the_textbook_form_of_expected_counts_loses_digits(dtype):
+    worst = 0.0
+    for (x, m, v), exact, unit in log_link_cases(Poisson(), dtype):
+        textbook = x * m - jnp.exp(m + v / 2) - (x * jnp.log(jnp.maximum(x, 1.0)) - x)
+        worst = max(worst, abs(float(textbook) - exact) / unit)
+    assert worst > 1000
+
+
+@pytest.mark.parametrize("family", [Poisson(), Gamma()], ids=repr)
+def test_expected_terms_without_bounds_are_minus_infinity(family, dtype):
+    zero, one, infinite = (jnp.asarray(a, dtype) for a in (0.0, 1.0, np.inf))
+    counts = (zero, one, jnp.asarray(3.0, dtype)) if isinstance(family, Poisson) else (one, jnp.asarray(3.0, dtype))
+    for x in counts:
+        for m, v in ((zero, infinite), (zero, jnp.asarray(1e30, dtype)), (jnp.asarray(-5.0, dtype), infinite)):
+            assert float(family.expected_terms(x, m, v)[0]) == -np.inf
+        assert np.isfinite(float(family.expected_terms(x, zero, one)[0]))
 
 
 # Support ----------------------------------------------------------------------------------------------------------

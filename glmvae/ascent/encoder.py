@@ -7,14 +7,14 @@ w_i its weights,
 
 The ELBO is concave in (A, a) where log p is concave in eta, and the weights call for Sigma = beta (mean H)^-1. Newton's
 method climbs it in (A Cov(x)^1/2, a). It starts where a GLM does, at least squares of the saturated model: the means
-that the ascent found regressed on x, each with the H_i of its row there (of Sigma = 0), and its slopes shortened until
-they are better than none (a mean linear in x overshoots where counts are large). Every H_i is kept with its row, and
-conjugate gradients solve for the step
+that the ascent found regressed on x, each with the H_i of its row there (of Sigma = 0), and its slopes shortened where
+they overshoot by far (as a mean linear in x does where counts are large). Every H_i is kept with its row, and conjugate
+gradients solve for the step
 
     sum_i (H_i + lambda W'W) D y_i y_i' = sum_i r_i y_i',     y = (Cov(x)^-1/2 (x - mean x), 1)
 
-which costs passes of two small matrix products, and none over E log p. lambda is 0 until a step overshoots (Levenberg
-and Marquardt's damping): rows of small counts, whose curvature is next to nothing, hold their predictors where those of
+which costs passes of a few matrix products, and none over E log p. lambda is 0 until a step overshoots (Levenberg and
+Marquardt's damping): rows of small counts, whose curvature is next to nothing, hold their predictors where those of
 large counts would drive them out of range.
 """
 
@@ -25,24 +25,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae._numerics import unpacked, upper_triangle
+from glmvae._numerics import unpacked
 from glmvae.ascent.climb import Problem
 from glmvae.ascent.decoder import in_double
-from glmvae.ascent.terms import exact_terms
+from glmvae.ascent.encoder_passes import EncoderSums, Spread, curved, encoded
 from glmvae.blocks import Store, sweep
+from glmvae.cuts import lies_on_host
 from glmvae.decomposition import one_thread
-from glmvae.model import Affine, Objective, fixed_predictor
+from glmvae.model import Affine, Objective
 from glmvae.optimum import Encoder
-from glmvae.rows import Rows
 from glmvae.sources import Source
 from glmvae.spectral import decompose
 from glmvae.statistics import moments
-from glmvae.variational import Posterior, gaussian_kl, hidden_if_none, packed_curvature
+from glmvae.variational import Posterior
 
 # Halvings of the slopes at the start; steps of Newton's method, how far each is solved for, and the start.
 _HALVINGS = 5
@@ -50,8 +49,10 @@ _STEPS = 80
 _SOLVED = 0.1
 _STARTED = 1e-2
 _PRODUCTS = 40
-# The least damping, a share of the mean curvature; how much more where a step overshoots, so many times at most, and
-# less where it does not.
+# Columns from which the products of a block are worth a thread of their own.
+_WIDE = 256
+# The least damping, a share of the mean curvature; how much more where a step overshoots, ever more and so many times
+# at most, and less where it does not.
 _LEAST = 1e-6
 _TRIES = 30
 _MORE = 10.0
@@ -62,22 +63,6 @@ _RELATIVE = 2e-6
 _OF_LOSS = 1e-3
 # What a damped step is predicted to gain says less of what is left: the share of it below which no other is tried.
 _OF_DAMPED = 1e-2
-
-
-class _Sums(NamedTuple):
-    """Of rows: the ELBO, r_i + H_i of the given means, against x_i - mean x and summed, and the weights by column."""
-
-    elbo: Array
-    pull: tuple[Array, Array]
-    weight: Array
-
-
-class _Spread(NamedTuple):
-    """What the rows share: the variances of eta, (d,); trace and log-determinant of Sigma."""
-
-    variance: Array
-    trace: Array
-    log_det: Array
 
 
 class _Point(NamedTuple):
@@ -94,7 +79,7 @@ class _Point(NamedTuple):
 
 class _Data(NamedTuple):
     """The rows, their (weighted) number and mean, R (d, d) with R' Cov R = 1, so that y = (R' (x - mean), 1); W'W,
-    of trace 1; means that are 0 for every row."""
+    of trace 1; means that are 0 for every row; beta."""
 
     source: Source
     num_rows: float
@@ -102,6 +87,7 @@ class _Data(NamedTuple):
     inverse_root: np.ndarray
     gram: np.ndarray
     nowhere: np.ndarray
+    beta: float
 
     def against_y(self, sums: tuple[Any, Any]) -> np.ndarray:
         """The mean against y of what was added up against x - mean, and summed."""
@@ -113,14 +99,14 @@ def best_encoder(problem: Problem, decoder: Affine, objective: Objective, poster
     known, loadings = moments(problem.source), np.asarray(decoder.loadings, np.float64)
     root, gram = _inverse_root(np.asarray(known.covariance)), _of_trace_1(loadings.T @ loadings)
     nowhere = np.broadcast_to(np.zeros((), decoder.loadings.dtype), posterior.mean.shape)
-    data = _Data(problem.source, float(known.count), known.mean, root, gram, nowhere)
+    data = _Data(problem.source, float(known.count), known.mean, root, gram, nowhere, float(objective.beta))
     # A step that is too long, and overflows, is damped
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
         none = _at_means(data, decoder, objective, posterior.mean)
         at = functools.partial(_at, data, decoder, objective)
         found = _newton(none, data, 0.0, _STARTED)
-        start = _start(found[:, :-1], found[:, -1], none.covariance, at)
-        best = _climbed(start, data, at, float(objective.beta), elbo)
+        start = _start(found[:, :-1], found[:, -1], none.covariance, at, elbo)
+        best = _climbed(start, data, at, elbo)
     weight = best.whitened[:, :-1] @ root.T
     bias = best.whitened[:, -1] - weight @ np.asarray(known.mean, np.float64)
     parts = weight, bias, best.covariance
@@ -131,9 +117,9 @@ def _at_means(data: _Data, decoder: Affine, objective: Objective, means: Array) 
     """No slopes and no level, the pull of the given means on them, H of the rows there, of Sigma = 0, and the
     covariance that it calls for."""
     shape = decoder.latent_dim, len(data.inverse_root) + 1
-    zero = _Spread(*(np.zeros(size) for size in (shape[1] - 1, (), ())))  # type: ignore[arg-type]
-    sums, store, curvature = _looked(data, decoder, objective, np.zeros(shape), zero, means)
-    covariance = float(objective.beta) * _inverse(curvature)
+    zero = Spread(*(np.zeros(size) for size in (shape[1] - 1, (), ())))  # type: ignore[arg-type]
+    sums, store, curvature = _looked(data, decoder, objective, np.zeros(shape), zero, means, 1.0)
+    covariance = data.beta * _inverse(curvature)
     return _Point(np.zeros(shape), covariance, -np.inf, data.against_y(sums.pull), store, curvature)
 
 
@@ -141,24 +127,37 @@ def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray
     """An encoder looked at."""
     loadings = np.asarray(decoder.loadings, np.float64)
     variance = np.sum(loadings @ covariance * loadings, axis=1)
-    shared = _Spread(variance, np.trace(covariance), np.linalg.slogdet(covariance)[1])
-    sums, store, curvature = _looked(data, decoder, objective, whitened, shared, data.nowhere)
+    shared = Spread(variance, np.trace(covariance), np.linalg.slogdet(covariance)[1])
+    sums, store, curvature = _looked(data, decoder, objective, whitened, shared, data.nowhere, 0.0)
     value = float(sums.elbo) / data.num_rows if np.isfinite(curvature).all() else -np.inf
     return _Point(whitened, covariance, value, data.against_y(sums.pull), store, curvature)
 
 
 def _looked(
-    data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray, shared: _Spread, means: ArrayLike
-) -> tuple[_Sums, Store, np.ndarray]:
+    data: _Data,
+    decoder: Affine,
+    objective: Objective,
+    whitened: np.ndarray,
+    shared: Spread,
+    means: ArrayLike,
+    share: float,
+) -> tuple[EncoderSums, Store, np.ndarray]:
     """One pass: sums, H of every row, and its mean."""
     store, loadings, dtype = Store(), np.asarray(decoder.loadings, np.float64), decoder.loadings.dtype
-    parts = whitened[:, :-1] @ data.inverse_root.T, whitened[:, -1], shared
+    parts = whitened[:, :-1] @ data.inverse_root.T, whitened[:, -1], shared, share
     at = jax.tree.map(lambda part: np.asarray(part, dtype), parts)
     options: dict[str, Any] = {"family": objective.family, "check": False, "given": means, "store": store}
-    sums = in_double(sweep(_encoded, data.source, *at, data.centre, decoder, objective, **options))
+    sums = in_double(sweep(encoded, data.source, *at, data.centre, decoder, objective, **options))
     store.commit()
+    store.replace(functools.partial(_unpacked, size=decoder.latent_dim))
     curvature = loadings.T @ (loadings * (sums.weight / data.num_rows)[:, None])
-    return sums, store, curvature + float(objective.beta) * np.eye(decoder.latent_dim)
+    return sums, store, curvature + data.beta * np.eye(decoder.latent_dim)
+
+
+def _unpacked(packed: Any, size: int) -> Any:
+    """W' diag(w_i) W of every row of a block, where it lies."""
+    here: Any = np.asarray(packed) if lies_on_host(packed) else packed
+    return np.ascontiguousarray(unpacked(here, size)) if here is not packed else unpacked(packed, size)
 
 
 def _of_trace_1(gram: np.ndarray) -> np.ndarray:
@@ -178,48 +177,61 @@ def _inverse_root(covariance: np.ndarray) -> np.ndarray:
     return root
 
 
-def _start(slopes: np.ndarray, mean: np.ndarray, covariance: np.ndarray, at: Callable[..., _Point]) -> _Point:
-    """The longest slopes, each half the one before, that are better than none."""
+def _start(
+    slopes: np.ndarray, mean: np.ndarray, covariance: np.ndarray, at: Callable[..., _Point], reachable: float
+) -> _Point:
+    """The longest slopes, each half the one before, that overshoot by less than what is left to gain; else none.
+
+    A concave ELBO gains no more by shortening them than it falls along them.
+    """
 
     def shortened(length: float) -> _Point:
         return at(np.concatenate([length * slopes, mean[:, None]], axis=1), covariance)
 
-    none = shortened(0.0)
-    for halvings in range(_HALVINGS):
-        found = shortened(0.5**halvings)
-        if found.elbo > none.elbo:
-            return found
-    return none
+    best = shortened(1.0)
+    for halvings in range(1, _HALVINGS + 1):
+        along = np.sum(best.gradient[:, :-1] * best.whitened[:, :-1])
+        if along >= best.elbo - reachable > -np.inf:
+            return best
+        found = shortened(0.5**halvings if halvings < _HALVINGS else 0.0)
+        if found.elbo < best.elbo:
+            return best
+        best = found
+    return best
 
 
-def _climbed(start: _Point, data: _Data, at: Callable[..., _Point], beta: float, reachable: float) -> _Point:
-    """From a start on, until a step is predicted to raise the ELBO by less than the tolerance."""
+def _climbed(start: _Point, data: _Data, at: Callable[..., _Point], reachable: float) -> _Point:
+    """From a start on, until a step gained, or the next would gain, less than the tolerance."""
     point, damping = start, 0.0
+    gains: list[float] = []  # of the last steps that were not damped
     for _ in range(_STEPS):
         enough = _TOLERANCE + max(_RELATIVE * abs(point.elbo), _OF_LOSS * (reachable - point.elbo))
-        found, damping = _raised(point, damping, data, at, beta, enough)
+        if len(gains) > 1 and gains[-1] ** 2 < enough * gains[-2]:
+            break
+        found, damping = _raised(point, damping, data, at, enough)
         if found is None:
             break
+        gains = [] if damping else [*gains, found.elbo - point.elbo]
         point, damping = found, damping / _LESS if damping > _LEAST else 0.0
     return point
 
 
 def _raised(
-    point: _Point, damping: float, data: _Data, at: Callable[..., _Point], beta: float, enough: float
+    point: _Point, damping: float, data: _Data, at: Callable[..., _Point], enough: float
 ) -> tuple[_Point | None, float]:
     """After a step, damped until it raises the ELBO; None where none is predicted to gain enough. And the damping."""
-    spread = point.curvature @ point.covariance / beta
-    of_spread = 0.5 * beta * (np.trace(spread) - len(spread) - np.linalg.slogdet(spread)[1])
-    for _ in range(_TRIES):
+    spread = point.curvature @ point.covariance / data.beta
+    of_spread = 0.5 * data.beta * (np.trace(spread) - len(spread) - np.linalg.slogdet(spread)[1])
+    for tries in range(1, _TRIES + 1):
         step, length = _newton(point, data, damping, _SOLVED), 1 / (1 + damping)
         gain = 0.5 * np.sum(step * point.gradient) + length * of_spread
         if not gain >= (enough if damping == 0 else _OF_DAMPED * enough):
             break
-        precision = (1 - length) * _inverse(point.covariance) + length * point.curvature / beta
+        precision = (1 - length) * _inverse(point.covariance) + length * point.curvature / data.beta
         found = at(point.whitened + step, _inverse(precision))
         if found.elbo > point.elbo:
             return found, damping
-        damping = max(_MORE * damping, _LEAST)
+        damping = max(damping * _MORE**tries, _LEAST)
     return None, damping
 
 
@@ -227,15 +239,16 @@ def _newton(point: _Point, data: _Data, damping: float, solved: float) -> np.nda
     """D, by conjugate gradients in the metric of the mean H."""
     from scipy.sparse.linalg import LinearOperator, cg
 
-    shape, dtype = point.gradient.shape, np.asarray(data.centre).dtype
-    first, second, _ = upper_triangle(shape[0])
-    extra = damping * np.trace(point.curvature) * data.gram
-    packed = np.asarray(extra[first, second], dtype)
+    shape, centre = point.gradient.shape, np.asarray(data.centre)
+    dtype, extra = centre.dtype, damping * np.trace(point.curvature) * data.gram
+    shared = np.asarray(data.beta * np.eye(shape[0]) + extra, dtype)
+    options: dict[str, Any] = {"check": False, "store": point.curvatures, "on_host": curved}
+    options["threads"] = len(data.inverse_root) >= _WIDE
 
     def product(flat: np.ndarray) -> np.ndarray:
         step = flat.reshape(shape)
         parts = (np.asarray(part, dtype) for part in (step[:, :-1] @ data.inverse_root.T, step[:, -1]))
-        pulled = sweep(_curved, data.source, data.centre, packed, *parts, check=False, store=point.curvatures)
+        pulled = sweep(curved, data.source, centre, shared, *parts, **options)
         return data.against_y(in_double(pulled)).ravel()
 
     inverse = _inverse(point.curvature + extra)
@@ -253,46 +266,3 @@ def _newton(point: _Point, data: _Data, damping: float, solved: float) -> np.nda
 def _inverse(matrix: np.ndarray) -> np.ndarray:
     """Of a matrix that may be singular up to rounding."""
     return np.linalg.pinv(matrix, hermitian=True)
-
-
-def _encoded(
-    rows: Rows,
-    means: Array,
-    slopes: Array,
-    bias: Array,
-    shared: _Spread,
-    centre: Array,
-    decoder: Affine,
-    objective: Objective,
-) -> tuple[_Sums, Array]:
-    """Sums, and H of every row, for means (x - centre) A' + a beyond those given (0, but for the start)."""
-    centred = rows.x - centre[None]
-    beyond, loadings, beta = centred @ slopes.T + bias[None], decoder.loadings, objective.beta
-    mean = means + beyond
-    m = mean @ loadings.T + fixed_predictor(decoder, rows)
-    value, gradient, weight = exact_terms(objective, rows, m, hidden_if_none(shared.variance[None], decoder))
-    each = jnp.where(rows.weight > 0, rows.weight, 0.0)
-    elbo = jnp.sum(value, axis=1) - beta * gaussian_kl(mean, shared.trace, shared.log_det)
-    pull = each[:, None] * ((gradient + weight * (means @ loadings.T)) @ loadings - beta * beyond)
-    first, second, _ = upper_triangle(decoder.latent_dim)
-    same = jnp.asarray(np.where(first == second, 1.0, 0.0), mean.dtype)
-    curvature = each[:, None] * (packed_curvature(loadings, weight) + beta * same[None])
-    sums = _Sums(
-        jnp.sum(jnp.where(each > 0, each * elbo, 0.0)), _against(pull, centred), jnp.sum(each[:, None] * weight, axis=0)
-    )
-    return sums, jnp.where(each[:, None] > 0, curvature, 0.0)
-
-
-def _curved(
-    rows: Rows, curvature: Array, centre: Array, extra: Array, slopes: Array, intercept: Array
-) -> tuple[tuple[Array, Array], None]:
-    """What H and the damping make of a step, against x and summed."""
-    centred = rows.x - centre[None]
-    moved = centred @ slopes.T + intercept[None]
-    damped = curvature + jnp.where(rows.weight > 0, rows.weight, 0.0)[:, None] * extra[None]
-    pulled = jnp.sum(unpacked(damped, moved.shape[1]) * moved[:, None], axis=-1)
-    return _against(pulled, centred), None
-
-
-def _against(pulled: Array, centred: Array) -> tuple[Array, Array]:
-    return pulled.T @ centred, jnp.sum(pulled, axis=0)

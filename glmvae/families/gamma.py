@@ -92,9 +92,10 @@ class Gamma(Family):
     def expected_terms(
         self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0
     ) -> tuple[Array, Array, Array]:
-        log_ratio = jnp.log(x) - mean
-        ratio = jnp.exp(log_ratio + 0.5 * variance)  # E x / mu
-        value = -(special.exp_remainder(log_ratio) + special.lognormal_gap(log_ratio, variance))
+        # -E x / mu - m is the log-likelihood at -log E 1 / mu less v / 2: neither part of the sum cancels the other
+        log_ratio = jnp.log(x) - mean + 0.5 * variance
+        ratio = jnp.exp(log_ratio)  # E x / mu
+        value = -(special.exp_remainder(log_ratio) + 0.5 * variance)
         return value / dispersion, (ratio - 1) / dispersion, ratio / dispersion
 
     def rounding_size(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:

@@ -54,8 +54,10 @@ class Poisson(Family):
     def expected_terms(
         self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0
     ) -> tuple[Array, Array, Array]:
-        rate = jnp.exp(mean + 0.5 * variance)
-        value = -(special.poisson_deviance(x, mean) + special.lognormal_gap(mean, variance))
+        # x m - E e^eta is the log-likelihood at log E e^eta less x v / 2: neither part of the sum cancels the other
+        log_rate = mean + 0.5 * variance
+        rate = jnp.exp(log_rate)
+        value = -(special.poisson_deviance(x, log_rate) + 0.5 * x * jnp.where(x == 0, 0.0, variance))
         return value / dispersion, (x - rate) / dispersion, rate / dispersion
 
     def rounding_size(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:

@@ -181,19 +181,8 @@ def exp_remainder(w: Array) -> Array:
     close = jnp.where(near, w, 0.0)
     series = close**2 * polynomial(tuple(1 / math.factorial(j + 2) for j in range(_EXP_TERMS[w.dtype.name])), close)
     far = jnp.where(near, 1.0, w)
-    return jnp.where(near, series, jnp.expm1(far) - far)
-
-
-@jax.jit
-def lognormal_gap(t: Array, variance: Array) -> Array:
-    """E e^(t + sqrt(v) Z) - e^t, neither cancelling nor overflowing before the result does."""
-    narrow, base = variance < 2, jnp.exp(t)
-    gap = jnp.where(
-        narrow,
-        base * jnp.expm1(0.5 * jnp.where(narrow, variance, 0.0)),
-        jnp.exp(t + 0.5 * variance) - base,
-    )
-    return jnp.where(jnp.isinf(base), base, gap)
+    large = jnp.expm1(far)
+    return jnp.where(near, series, jnp.where(jnp.isinf(large), large, large - far))
 
 
 @jax.custom_jvp
@@ -203,7 +192,8 @@ def poisson_deviance(x: Array, t: Array) -> Array:
     mu = jnp.exp(t)
     gap = x - mu
     near = jnp.abs(gap) < _NEAR * mu
-    return jnp.where(near, _deviance_part(x, mu, jnp.where(near, gap, 0.0)), x_log(x) - x * (t + 1) + mu)
+    apart = jnp.where(jnp.isinf(mu), mu, x_log(x) - x * (t + 1) + mu)
+    return jnp.where(near, _deviance_part(x, mu, jnp.where(near, gap, 0.0)), apart)
 
 
 @poisson_deviance.defjvp
