@@ -19,7 +19,7 @@ from glmvae import _checks, _settings
 from glmvae._frames import names_for
 from glmvae._precision import in_full
 from glmvae._progress import bar
-from glmvae.elbo import mean_elbo
+from glmvae.elbo.means import mean_elbo
 from glmvae.expansion import null_predictor
 from glmvae.extrapolation import Memory
 from glmvae.families import Family

@@ -56,6 +56,10 @@ def programs_side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job]) -> Itera
     todo = iter(jobs)
     for first in itertools.islice(todo, 1):
         yield first, f(first)
+    others = list(todo)
+    if not others or workers() == 1 or jax.default_backend() != "cpu":
+        yield from ((job, f(job)) for job in others)
+        return
     settings: dict[str, Any] = jax.config.values
 
     def there(job: Job) -> tuple[bool, Any]:
@@ -63,10 +67,7 @@ def programs_side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job]) -> Itera
             same = jax.config.values == settings
             return same, jax.block_until_ready(f(job)) if same else None
 
-    if workers() == 1 or jax.default_backend() != "cpu":
-        yield from ((job, f(job)) for job in todo)
-        return
-    for job, (done, result) in side_by_side(there, todo, 2 * workers()):
+    for job, (done, result) in side_by_side(there, others, 2 * workers()):
         yield job, result if done else f(job)
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from glmvae import _checks, _settings
 from glmvae.ascent import best_posterior
 from glmvae.blocks import total
-from glmvae.elbo import mean_elbo
+from glmvae.elbo.means import mean_elbo
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.model import AffineModel, as_model

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from glmvae import _checks
@@ -98,6 +99,22 @@ def kl_of(posterior: Posterior) -> Float[Array, " n"]:
 def gaussian_kl(mean: Float[Array, "n k"], trace: Array, log_det: Array) -> Float[Array, " n"]:
     """KL(N(mean, Sigma) || N(0, I)) from the trace and the log-determinant of Sigma (24)."""
     return 0.5 * (trace - log_det + jnp.sum(mean**2, axis=-1) - mean.shape[-1])
+
+
+class Spread(NamedTuple):
+    """What rows of one covariance share: the variances of eta, (d,); trace and log-determinant of Sigma."""
+
+    variance: Any
+    trace: Any
+    log_det: Any
+
+
+def spread_of(covariance: ArrayLike, loadings: ArrayLike) -> Spread:
+    """On the host, in double precision; NaN where the covariance (kappa, kappa) is not positive definite."""
+    covariance, loadings = np.asarray(covariance, np.float64), np.asarray(loadings, np.float64)
+    sign, log_det = np.linalg.slogdet(covariance)
+    variance = np.maximum(np.sum(loadings @ covariance * loadings, axis=1), 0.0)
+    return Spread(variance, np.trace(covariance), log_det if sign > 0 else np.nan)
 
 
 def predictor_moments(decoder: Affine, rows: Rows, posterior: Posterior) -> tuple[Array, Array]:

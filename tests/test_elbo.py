@@ -25,7 +25,7 @@ from glmvae import (
 from glmvae import posterior as best_of_fit
 from glmvae.families import Gaussian
 from glmvae.rows import as_rows
-from glmvae.variational import predictor_moments
+from glmvae.variational import gaussian_kl, predictor_moments, spread_of
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -50,6 +50,22 @@ def test_kl_divergence_by_sampling(dtype):
     away = z - q.mean[0]
     gap = -0.5 * (np.einsum("nk,kl,nl->n", away, inverse, away) + log_det) + 0.5 * np.sum(z**2, axis=1)
     assert abs(gap.mean() - float(kl_divergence(q)[0])) < 5 * gap.std() / np.sqrt(len(gap))
+
+
+@pytest.mark.parametrize("units", [UNITS, 1, 0])
+def test_what_rows_of_one_covariance_share(units, dtype):
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(units, units))
+    covariance, loadings = half @ half.T + np.eye(units), rng.normal(size=(COLUMNS, units))
+    shared = spread_of(jnp.asarray(covariance, dtype), jnp.asarray(loadings, dtype))
+    q = Posterior(jnp.asarray(rng.normal(size=(4, units)), dtype), jnp.asarray(covariance, dtype)[None])
+    decoder = Affine(jnp.asarray(loadings, dtype), jnp.zeros(COLUMNS, dtype))
+    variance = predictor_moments(decoder, as_rows(jnp.zeros((4, COLUMNS), dtype)), q)[1]
+    np.testing.assert_allclose(np.broadcast_to(variance, (1, COLUMNS))[0], shared.variance, rtol=RTOL[str(dtype)])
+    value = gaussian_kl(q.mean, jnp.asarray(shared.trace, dtype), jnp.asarray(shared.log_det, dtype))
+    np.testing.assert_allclose(value, kl_divergence(q), rtol=RTOL[str(dtype)], atol=RTOL[str(dtype)])
+    if units == UNITS:  # Control: no covariance
+        assert np.isnan(spread_of(np.diag([-1.0, *[1.0] * (units - 1)]), loadings).log_det)
 
 
 # The exact ELBO --------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from jax.typing import ArrayLike
 from glmvae._numerics import unpacked
 from glmvae.ascent.climb import Problem
 from glmvae.ascent.decoder import in_double
-from glmvae.ascent.encoder_passes import EncoderSums, Spread, curved, encoded
+from glmvae.ascent.encoder_passes import EncoderSums, curved, encoded
 from glmvae.blocks import Store, sweep
 from glmvae.cuts import lies_on_host
 from glmvae.decomposition import one_thread
@@ -41,7 +41,7 @@ from glmvae.optimum import Encoder
 from glmvae.sources import Source
 from glmvae.spectral import decompose
 from glmvae.statistics import moments
-from glmvae.variational import Posterior
+from glmvae.variational import Posterior, Spread, spread_of
 
 # Halvings of the slopes at the start; steps of Newton's method, how far each is solved for, and the start.
 _HALVINGS = 5
@@ -117,7 +117,7 @@ def _at_means(data: _Data, decoder: Affine, objective: Objective, means: Array) 
     """No slopes and no level, the pull of the given means on them, H of the rows there, of Sigma = 0, and the
     covariance that it calls for."""
     shape = decoder.latent_dim, len(data.inverse_root) + 1
-    zero = Spread(*(np.zeros(size) for size in (shape[1] - 1, (), ())))  # type: ignore[arg-type]
+    zero = Spread(*(np.zeros(size) for size in (shape[1] - 1, (), ())))
     sums, store, curvature = _looked(data, decoder, objective, np.zeros(shape), zero, means, 1.0)
     covariance = data.beta * _inverse(curvature)
     return _Point(np.zeros(shape), covariance, -np.inf, data.against_y(sums.pull), store, curvature)
@@ -125,9 +125,7 @@ def _at_means(data: _Data, decoder: Affine, objective: Objective, means: Array) 
 
 def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray, covariance: np.ndarray) -> _Point:
     """An encoder looked at."""
-    loadings = np.asarray(decoder.loadings, np.float64)
-    variance = np.sum(loadings @ covariance * loadings, axis=1)
-    shared = Spread(variance, np.trace(covariance), np.linalg.slogdet(covariance)[1])
+    shared = spread_of(covariance, decoder.loadings)
     sums, store, curvature = _looked(data, decoder, objective, whitened, shared, data.nowhere, 0.0)
     value = float(sums.elbo) / data.num_rows if np.isfinite(curvature).all() else -np.inf
     return _Point(whitened, covariance, value, data.against_y(sums.pull), store, curvature)

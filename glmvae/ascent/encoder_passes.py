@@ -10,7 +10,7 @@ from jax import Array
 from glmvae.ascent.terms import exact_terms
 from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows
-from glmvae.variational import gaussian_kl, hidden_if_none, packed_curvature
+from glmvae.variational import Spread, gaussian_kl, hidden_if_none, packed_curvature
 
 
 class EncoderSums(NamedTuple):
@@ -19,14 +19,6 @@ class EncoderSums(NamedTuple):
     elbo: Array
     pull: tuple[Array, Array]
     weight: Array
-
-
-class Spread(NamedTuple):
-    """What the rows share: the variances of eta, (d,); trace and log-determinant of Sigma."""
-
-    variance: Array
-    trace: Array
-    log_det: Array
 
 
 def encoded(

@@ -22,7 +22,7 @@ from glmvae.ascent.encoder import best_encoder
 from glmvae.ascent.passes import entry_pass, exact_pass
 from glmvae.ascent.starts import best_start, first_look
 from glmvae.ascent.units import principal_axes, prune, wake
-from glmvae.elbo import mean_elbo
+from glmvae.elbo.means import mean_elbo
 from glmvae.model import Affine, AffineModel, Objective, as_model
 from glmvae.quadratics import least_squares
 from glmvae.refined import RefinedOptimum

@@ -25,7 +25,7 @@ from glmvae.diagnosis.noise import directions_above_noise
 from glmvae.diagnosis.null_model import NullModel, correlations, null_of_moments, null_of_rows
 from glmvae.diagnosis.report import BROUGHT, above_rounding
 from glmvae.diagnosis.report import Diagnosis as Diagnosis
-from glmvae.elbo import mean_elbo
+from glmvae.elbo.means import mean_elbo
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.jaakkola import tighten

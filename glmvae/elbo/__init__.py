@@ -21,8 +21,7 @@ from jaxtyping import Float
 
 from glmvae._numerics import symmetric_inverse, unpacked
 from glmvae._precision import in_full
-from glmvae.blocks import common_dtype, per_row, total, traced
-from glmvae.encoding import Encoder, affine_means, warn_of_rounding
+from glmvae.blocks import common_dtype, per_row
 from glmvae.expansion import Expansion, expand_rows, expansion_point, null_point
 from glmvae.families import Family
 from glmvae.model import AffineModel, as_model, fixed_predictor, require_density, unchecked
@@ -71,35 +70,25 @@ def elbo_exact(model: Any, x: Any, posterior: Posterior) -> Float[Array, " n"]:
     """
     model, source = affine_arguments(model, x)
     posterior = as_posterior(posterior, model.decoder.latent_dim, source.num_rows)
-    return one_a_row(per_row(_exact, source, model, given=posterior, **_options(model)), posterior)
+    return one_a_row(per_row(_exact, source, model, given=posterior, **options_of(model)), posterior)
 
 
-def _exact(rows: Rows, posterior: Posterior, model: AffineModel) -> tuple[None, Array]:
+def exact_of_rows(rows: Rows, posterior: Posterior, model: AffineModel) -> Array:
+    """:func:`elbo_exact` of a block."""
     predictor = predictor_moments(model.decoder, rows, posterior)
+    return expected_of_rows(rows, predictor, model) - model.beta * kl_of(posterior)
+
+
+def expected_of_rows(rows: Rows, predictor: tuple[Array, Array], model: AffineModel) -> Array:
+    """E log p of every row of a block, from mean and variance of eta."""
     # What is missing must not overflow: 0 times infinity is no gradient
     mean, variance = (observed(rows, jnp.broadcast_to(part, rows.x.shape)) for part in predictor)
     family = model.family.for_rows(rows)
-    expected = family.expected_log_prob(rows.x, mean, variance, model.objective.dispersion_of_entries)
-    return None, row_sum(rows, expected) - model.beta * kl_of(posterior)
+    return row_sum(rows, family.expected_log_prob(rows.x, mean, variance, model.objective.dispersion_of_entries))
 
 
-def mean_elbo(model: AffineModel, source: Source, q: Posterior | Encoder) -> Float[Array, ""]:
-    """The weighted mean of :func:`elbo_exact`; under an encoder, of rows without offset, trials or missing entries."""
-    if isinstance(q, Encoder):
-        warn_of_rounding(q)
-        value, count = total(_encoded_sum, source, q, model, check=False, **_options(model))
-    else:
-        value, count = total(_exact_sum, source, model, given=q, check=False, **_options(model))
-    return value / count if traced(source, (value, count)) else jax.device_put(np.asarray(value) / np.asarray(count))
-
-
-def _encoded_sum(rows: Rows, _: None, encoder: Encoder, model: AffineModel) -> tuple[tuple[Array, Array], None]:
-    return _exact_sum(rows, Posterior(affine_means(encoder, rows, rows.x), encoder.covariance[None]), model)
-
-
-def _exact_sum(rows: Rows, posterior: Posterior, model: AffineModel) -> tuple[tuple[Array, Array], None]:
-    value = jnp.where(rows.weight > 0, rows.weight * _exact(rows, posterior, model)[1], 0.0)
-    return (jnp.sum(value), jnp.sum(rows.weight)), None
+def _exact(rows: Rows, posterior: Posterior, model: AffineModel) -> tuple[None, Array]:
+    return None, exact_of_rows(rows, posterior, model)
 
 
 def elbo_quadratic(
@@ -139,7 +128,7 @@ def elbo_quadratic(
     model, source = affine_arguments(model, x)
     posterior = as_posterior(posterior, model.decoder.latent_dim, source.num_rows)
     eta0 = _expansion_point(expand_at, model, source)
-    return one_a_row(per_row(_quadratic, source, model, eta0, given=posterior, **_options(model)), posterior)
+    return one_a_row(per_row(_quadratic, source, model, eta0, given=posterior, **options_of(model)), posterior)
 
 
 def _quadratic(rows: Rows, posterior: Posterior, model: AffineModel, eta0: Array) -> tuple[None, Array]:
@@ -184,7 +173,7 @@ def affine_posterior(model: Any, x: Any, *, expand_at: ArrayLike | str = "zero")
     """
     model, source = affine_arguments(model, x)
     eta0 = _expansion_point(expand_at, model, source)
-    return per_row(_posterior, source, model, eta0, **_options(model))
+    return per_row(_posterior, source, model, eta0, **options_of(model))
 
 
 def _posterior(rows: Rows, old: None, model: AffineModel, eta0: Array) -> tuple[None, Posterior]:
@@ -286,7 +275,7 @@ def affine_arguments(model: Any, x: Any) -> tuple[AffineModel, Source]:
     return unchecked(AffineModel, decoder=model.decoder, objective=objective), source
 
 
-def _options(model: AffineModel) -> dict[str, Any]:
+def options_of(model: AffineModel) -> dict[str, Any]:
     return {"family": model.family, "num_covariates": model.decoder.num_covariates}
 
 
