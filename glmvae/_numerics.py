@@ -73,8 +73,9 @@ def upper_triangle(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def unpacked(packed: Float[Array, "n p"], size: int) -> Float[Array, "n k k"]:
-    """Symmetric matrices from their upper triangles."""
-    return packed[:, upper_triangle(size)[2]]
+    """Symmetric matrices from their upper triangles; NumPy's as NumPy's."""
+    where = upper_triangle(size)[2]
+    return np.take(packed, where, axis=1) if isinstance(packed, np.ndarray) else packed[:, where]
 
 
 def packed_trace(packed: Float[Array, "p n"], size: int) -> Float[Array, " n"]:

@@ -69,3 +69,8 @@ def _cut(leaf: Any, num_rows: int | None, start: int, count: int, size: int) -> 
 def lies_on_host(leaf: Any) -> bool:
     """Whether NumPy sees it without a copy."""
     return not isinstance(leaf, Array) or next(iter(leaf.devices())).platform == "cpu"
+
+
+def seen_by_host(leaf: Any) -> Any:
+    """As NumPy sees it, if without a copy."""
+    return np.asarray(leaf) if lies_on_host(leaf) else leaf

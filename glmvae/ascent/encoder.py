@@ -34,7 +34,7 @@ from glmvae.ascent.climb import Problem
 from glmvae.ascent.decoder import in_double
 from glmvae.ascent.encoder_passes import EncoderSums, curved, encoded
 from glmvae.blocks import Store, sweep
-from glmvae.cuts import lies_on_host
+from glmvae.cuts import seen_by_host
 from glmvae.decomposition import one_thread
 from glmvae.model import Affine, Objective
 from glmvae.optimum import Encoder
@@ -154,8 +154,7 @@ def _looked(
 
 def _unpacked(packed: Any, size: int) -> Any:
     """W' diag(w_i) W of every row of a block, where it lies."""
-    here: Any = np.asarray(packed) if lies_on_host(packed) else packed
-    return np.ascontiguousarray(unpacked(here, size)) if here is not packed else unpacked(packed, size)
+    return unpacked(seen_by_host(packed), size)
 
 
 def _of_trace_1(gram: np.ndarray) -> np.ndarray:

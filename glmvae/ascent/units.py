@@ -17,6 +17,8 @@ from glmvae.ascent.decoder import stacked, unstacked
 from glmvae.ascent.row_posteriors import PosteriorStore, RowPosteriors
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import sweep
+from glmvae.cuts import seen_by_host
+from glmvae.decomposition import one_thread
 from glmvae.model import Affine, Objective
 from glmvae.rows import Rows
 from glmvae.spectral import decompose
@@ -127,12 +129,21 @@ def principal_axes(state: State, store: PosteriorStore) -> tuple[Affine, Posteri
     off = np.sum(np.any(loadings != 0, axis=0)) <= np.arange(units)
     dtype = decoder.loadings.dtype
     rotated, vectors = np.where(off, 0.0, loadings @ vectors).astype(dtype), vectors.astype(dtype)
-    store.replace(lambda q: _rotated(q, vectors))
+    with one_thread():
+        store.replace(lambda q: _rotated(seen_by_host(q.mean), seen_by_host(q.covariance), vectors))
     posterior = Posterior(*store.gathered())
     return Affine(rotated, decoder.intercept, decoder.coefficients), posterior, np.where(off, 0.0, values).astype(dtype)
 
 
-@jax.jit
-@in_full
-def _rotated(q: RowPosteriors, vectors: Array) -> Any:
-    return q.mean @ vectors, vectors.T @ unpacked(q.covariance, vectors.shape[0]) @ vectors
+def _rotated(mean: Any, covariance: Any, vectors: np.ndarray) -> Any:
+    """Means and (from packed ones) covariances in other axes; on the host without a program."""
+    if isinstance(mean, np.ndarray):
+        return jax.device_put(_in_axes(mean, covariance, vectors))
+    return _in_axes_elsewhere(mean, covariance, vectors)
+
+
+def _in_axes(mean: Any, covariance: Any, vectors: Any) -> tuple[Any, Any]:
+    return mean @ vectors, vectors.T @ unpacked(covariance, len(vectors)) @ vectors
+
+
+_in_axes_elsewhere = jax.jit(in_full(_in_axes))
