@@ -67,7 +67,7 @@ _OF_DAMPED = 1e-2
 
 class _Point(NamedTuple):
     """An encoder, (A Cov(x)^1/2, a) and Sigma; the ELBO there in nats per row, its gradient in the former, H of the
-    rows, and its mean."""
+    rows less beta I, and the mean of H."""
 
     whitened: np.ndarray
     covariance: np.ndarray
@@ -127,7 +127,7 @@ def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray
     """An encoder looked at."""
     shared = spread_of(covariance, decoder.loadings)
     sums, store, curvature = _looked(data, decoder, objective, whitened, shared, data.nowhere, 0.0)
-    value = float(sums.elbo) / data.num_rows if np.isfinite(curvature).all() else -np.inf
+    value = float(sums.elbo) / data.num_rows if np.isfinite(curvature).all() and np.isfinite(sums.elbo) else -np.inf
     return _Point(whitened, covariance, value, data.against_y(sums.pull), store, curvature)
 
 
@@ -140,7 +140,7 @@ def _looked(
     means: ArrayLike,
     share: float,
 ) -> tuple[EncoderSums, Store, np.ndarray]:
-    """One pass: sums, H of every row, and its mean."""
+    """One pass: sums, H of every row less beta I, and the mean of H."""
     store, loadings, dtype = Store(), np.asarray(decoder.loadings, np.float64), decoder.loadings.dtype
     parts = whitened[:, :-1] @ data.inverse_root.T, whitened[:, -1], shared, share
     at = jax.tree.map(lambda part: np.asarray(part, dtype), parts)
@@ -153,7 +153,7 @@ def _looked(
 
 
 def _unpacked(packed: Any, size: int) -> Any:
-    """W' diag(w_i) W of every row of a block, where it lies."""
+    """H less beta I of every row of a block, where it lies."""
     return unpacked(seen_by_host(packed), size)
 
 

@@ -53,12 +53,15 @@ def encoded(
 
 
 def curved(
-    rows: Rows, curvature: Array, centre: Array, extra: Array, slopes: Array, intercept: Array
+    rows: Rows, curvature: Array, centre: Array, common: Array, slopes: Array, intercept: Array
 ) -> tuple[tuple[Array, Array], None]:
-    """What H and the damping make of a step, against x and summed; of NumPy's arrays as of JAX's."""
+    """What W' diag(w_i) W of every row, and what they have in common beside it, make of a step, against x and summed.
+
+    Of NumPy's arrays as of JAX's.
+    """
     centred = (rows.x - centre[None]).astype(curvature.dtype, copy=False)
     moved = centred @ slopes.T + intercept[None]
-    pulled = (curvature @ moved[:, :, None])[:, :, 0] + rows.weight[:, None] * (moved @ extra)
+    pulled = (curvature @ moved[:, :, None])[:, :, 0] + rows.weight[:, None] * (moved @ common)
     return _against(pulled, centred), None
 
 
