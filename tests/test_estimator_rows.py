@@ -184,3 +184,15 @@ def test_weights_of_a_score_are_looked_at():
     for call in (vae.fit, vae.score):
         with pytest.raises(ValueError, match=r"sample_weight: expected no number below 0, got -1 at \[1\]"):
             call(x, sample_weight=-weight)
+
+
+@pytest.mark.parametrize("method", ["closed-form", "exact"])
+def test_covariates_that_cannot_be_told_apart_are_named(method):
+    rng = np.random.default_rng(0)
+    x, known = rng.normal(size=(40, 4)), pd.DataFrame(rng.normal(size=(40, 2)), columns=["age", "year"])
+    vae = AffineVAE(1, method=method)
+    with pytest.raises(ValueError, match=r'^covariates: column . .column "(age|year|both)". is a linear combination'):
+        vae.fit(x, covariates=known.assign(both=known.age + known.year))
+    with pytest.raises(ValueError, match=r'^covariates: column 2 .column "still". does not vary'):
+        vae.fit(x, covariates=known.assign(still=3.0))
+    vae.fit(x, covariates=known)  # Control

@@ -23,6 +23,7 @@ from glmvae.estimator.named_families import dispersion_of, is_never_negative
 from glmvae.jaakkola import tighten
 from glmvae.likelihood import log_likelihood
 from glmvae.optimum import AffineOptimum, fit, posterior
+from glmvae.quadratics import least_squares
 from glmvae.refined import RefinedOptimum
 from glmvae.rows import Rows
 from glmvae.sources import as_source, brought_by
@@ -262,6 +263,8 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
     def _closed_form(self, data: Rows | Moments) -> AffineOptimum:
         names = getattr(self, "feature_names_in_", None)
         phi = dispersion_of(self.family_, self.dispersion, self.n_features_in_, names)
+        if isinstance(data, Moments) and data.covariates is not None:
+            least_squares(data.covariates, self.covariate_names_in_)  # `fit` of moments could not name a column
         return fit(data, self.family_, self.n_components, beta=self.beta, dispersion=phi, expand_at=self.expand_at)
 
     def _from_moments(self, data: Moments, rows: Rows | None) -> AffineOptimum | RefinedOptimum:
