@@ -7,6 +7,7 @@ operations of each: a program of many small ones leaves cores idle that another 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import itertools
 import os
@@ -32,9 +33,10 @@ def workers() -> int:
 def side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job], ahead: int) -> Iterator[tuple[Job, Any]]:
     """Each job with f of it, in order; so many are started before the result of the first is asked for.
 
-    Where one fails, or the caller goes no further, what has not begun is given up and what has is waited for.
+    What holds in the caller's context (``np.errstate``) holds for f. Where one fails, or the caller goes no further,
+    what has not begun is given up and what has is waited for.
     """
-    coming = ((job, _pool().submit(f, job)) for job in jobs)
+    coming = ((job, _pool().submit(contextvars.copy_context().run, f, job)) for job in jobs)
     started: deque[tuple[Job, Future]] = deque()
     try:
         started.extend(itertools.islice(coming, ahead))
@@ -48,7 +50,7 @@ def side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job], ahead: int) -> It
 
 
 def programs_side_by_side(f: Callable[[Job], Any], jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
-    """Each job with f of it, which runs a compiled program, in order: the first in this thread, which compiles it.
+    """Each job with f of it, which may run a compiled program, in order: the first in this thread, which compiles it.
 
     Settings of JAX that hold in this thread alone (``with jax.default_matmul_precision(...)``) would be lost in others,
     and the program compiled again: but for the precision all is then done here.

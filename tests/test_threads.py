@@ -53,6 +53,17 @@ def test_as_many_run_at_once_as_there_are_workers():
     assert list(side_by_side(job, range(6), 3)) == [(i, i**2) for i in range(6)]
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_numpy_is_told_of_overflows_holds_in_threads_too():
+    def job(number):
+        return np.float32(1e30) * np.float32(number)
+
+    with np.errstate(over="ignore"):
+        assert list(side_by_side(job, [1e30, 0.0], 2)) == [(1e30, np.inf), (0.0, 0.0)]
+    with pytest.raises(RuntimeWarning, match="overflow"):  # control
+        list(side_by_side(job, [1e30], 1))
+
+
 def test_results_come_in_order_and_no_more_are_started_than_was_said():
     started, last = [], threading.Event()
 

@@ -198,9 +198,10 @@ def _start(
 
 
 def _climbed(start: _Point, data: _Data, at: Callable[..., _Point], reachable: float) -> _Point:
-    """From a start on, until a step gained, or the next would gain, less than the tolerance."""
+    """From a start on, until what a step would gain is less than the tolerance: as predicted, or, if gains go on to
+    shrink as the last two did, without solving for it."""
     point, damping = start, 0.0
-    gains: list[float] = []  # of the last steps that were not damped
+    gains: list[float] = []  # of the last steps, where none was damped
     for _ in range(_STEPS):
         enough = _TOLERANCE + max(_RELATIVE * abs(point.elbo), _OF_LOSS * (reachable - point.elbo))
         if len(gains) > 1 and gains[-1] ** 2 < enough * gains[-2]:

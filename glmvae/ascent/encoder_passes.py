@@ -14,7 +14,8 @@ from glmvae.variational import Spread, gaussian_kl, hidden_if_none, packed_curva
 
 
 class EncoderSums(NamedTuple):
-    """Of rows: the ELBO, their pull on the means against x_i - mean x and summed, and the weights by column."""
+    """Of rows: the ELBO, their pull on the means against x_i - mean x (kappa, d) and summed (kappa,), and the weights
+    by column (d,)."""
 
     elbo: Array
     pull: tuple[Array, Array]

@@ -100,7 +100,7 @@ class Gamma(Family):
 
     def rounding_size(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
         value, gradient, _ = self.expected_terms(x, mean, variance, dispersion)
-        moved = (jnp.abs(value) + jnp.abs(gradient)) * (1 + jnp.abs(mean) + jnp.abs(jnp.log(x)))
+        moved = (jnp.abs(value) + jnp.abs(gradient)) * (1 + jnp.abs(mean) + 0.5 * variance + jnp.abs(jnp.log(x)))
         return moved + jnp.abs(jnp.log(x)) + jnp.abs(special.stirling(1.0 / jnp.asarray(dispersion, x.dtype)))
 
     def expansion_constant(

@@ -62,7 +62,7 @@ class Poisson(Family):
 
     def rounding_size(self, x: Array, mean: Array, variance: Array, dispersion: ArrayLike = 1.0) -> Array:
         value, gradient, _ = self.expected_terms(x, mean, variance, dispersion)
-        moved = (jnp.abs(value) + jnp.abs(gradient)) * (1 + jnp.abs(mean))
+        moved = (jnp.abs(value) + jnp.abs(gradient)) * (1 + jnp.abs(mean) + 0.5 * variance)
         return moved + jnp.abs(self.saturated_log_prob(x, dispersion))
 
     def remainder_of_step(self, step: Array, start: Array, x: Array | None, dispersion: Array) -> tuple[Array, Array]:
