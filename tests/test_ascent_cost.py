@@ -11,7 +11,7 @@ from glmvae import Affine, AffineModel, Rows, best_posterior, elbo_exact, fit, r
 from glmvae.ascent import climb
 from glmvae.ascent.climb import Problem, at_decoder
 from glmvae.ascent.passes import exact_pass
-from glmvae.ascent.row_posteriors import PosteriorStore
+from glmvae.ascent.row_posteriors import PosteriorStore, prior_like
 from glmvae.cuts import block_size
 from glmvae.families import Bernoulli, Poisson
 from glmvae.sources import as_source
@@ -58,7 +58,7 @@ def test_a_run_over_more_rows_holds_no_more_than_their_posteriors():
     model = AffineModel(Affine(0.1 * np.ones((columns, K), "float32"), np.zeros(columns, "float32")), Poisson())
 
     def run(source):
-        store = PosteriorStore(model.decoder)
+        store = PosteriorStore(prior_like(model.decoder))
         for _ in range(2):
             at_decoder(Problem(source, exact_pass, False), store, model.decoder, model.objective)
             store.commit()
@@ -93,7 +93,7 @@ def test_a_pass_sees_a_block_of_the_store_and_no_more():
 
     columns = 700
     model = AffineModel(Affine(0.1 * np.ones((columns, K), "float32"), np.zeros(columns, "float32")), Bernoulli())
-    store = PosteriorStore(model.decoder)
+    store = PosteriorStore(prior_like(model.decoder))
     source = as_source(np.zeros((1000, columns), "uint8"))
     at_decoder(Problem(source, looking, False), store, model.decoder, model.objective)
     store.commit()

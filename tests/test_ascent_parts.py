@@ -11,11 +11,11 @@ from scipy.optimize import minimize
 
 from glmvae import Affine, AffineModel, Objective, Posterior, Rows, best_posterior, elbo_exact, fit
 from glmvae._numerics import congruent, packed_product, packed_trace, symmetric_inverse, unpacked, upper_triangle
-from glmvae.ascent.climb import Climb, Problem, at_decoder
+from glmvae.ascent.climb import Climb, Problem, at_decoder, passed
 from glmvae.ascent.decoder import _least_squares, moved, stacked, unstacked
-from glmvae.ascent.passes import exact_pass
+from glmvae.ascent.passes import EQUATIONS, exact_pass
 from glmvae.ascent.posteriors import _answer, steps_of
-from glmvae.ascent.row_posteriors import PosteriorStore, no_change, prior_like
+from glmvae.ascent.row_posteriors import PosteriorStore, all_alike, no_change, prior_like
 from glmvae.ascent.terms import entry_terms, exact_terms
 from glmvae.blocks import per_row
 from glmvae.families import Bernoulli, Gamma, Mixed, Poisson
@@ -295,7 +295,7 @@ def at_start(change=0.0):
     start, rng = fit(c.x, Poisson(), K, expand_at="null"), np.random.default_rng(6)
     decoder = Affine(start.loadings, np.asarray(start.intercept) + change, 0.3 * rng.normal(size=(2, D)))
     problem = Problem(as_source(Rows(c.x, **FIELDS)), exact_pass, False)
-    store = PosteriorStore(decoder)
+    store = PosteriorStore(prior_like(decoder))
     state = at_decoder(problem, store, decoder, Objective(Poisson()), steps=6)
     store.commit()
     p = dense.problem(c.x, c.dense, **FIELDS)
@@ -323,6 +323,40 @@ def test_the_step_is_one_of_weighted_least_squares():
     np.testing.assert_allclose(state.elbo, p.mean(dense.elbo(p, d, *q)), rtol=1e-9)
     np.testing.assert_allclose(state.step.weight, w.sum(axis=0) / p.weight.sum(), rtol=1e-9)
     assert np.abs(state.step.step).max() > 1e-2
+
+
+@f64
+def test_a_pass_hands_back_the_normal_equations_of_every_row():
+    c, decoder = case("poisson"), Affine(0.5 * np.ones((D, K)) + np.eye(D, K), np.zeros(D))
+    weight, offset = np.linspace(0, 2, N), np.zeros((N, 1))
+    offset[0] = 1e4  # of a row that weighs nothing: its rates are infinite
+    fields = {"offset": offset, "missing": FIELDS["missing"], "weight": weight}
+    problem, objective = Problem(as_source(Rows(c.x, **fields)), exact_pass, False), Objective(Poisson(), beta=0.7)
+    rng = np.random.default_rng(0)
+    mean, covariance = rng.normal(size=(N, K)), 0.3 * np.eye(K) + 0.1
+    store = PosteriorStore(all_alike(mean, covariance))
+    sums = passed(problem, store, decoder, objective, steps=EQUATIONS)
+    store.commit()
+    found = store.gathered()
+    curvature = np.asarray(unpacked(found.covariance, K))
+    p, d = dense.problem(c.x, c.dense, beta=0.7, **fields), dense.decoder(decoder.loadings, decoder.intercept)
+    m, v = dense.predictor(p, d, mean, np.broadcast_to(covariance, (N, K, K)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        _, gradient, w = dense.exact(p, m, v)
+    gradient, w = (np.where(p.missing, 0, a)[1:] for a in (gradient, w))
+    loadings = np.asarray(decoder.loadings)
+    dense_curvature = np.einsum("nj,jk,jl->nkl", w, loadings, loadings)
+    np.testing.assert_allclose(curvature[1:], dense_curvature, rtol=1e-9)
+    called = (gradient + w * (mean[1:] @ loadings.T)) @ loadings
+    np.testing.assert_allclose(found.mean[1:], called, rtol=1e-9, atol=1e-9)
+    assert not np.any(curvature[0])
+    assert not np.any(found.mean[0])
+    assert not np.any(sums.gram)
+    again = PosteriorStore(all_alike(mean, covariance))
+    plain = passed(problem, again, decoder, objective, steps=0)
+    np.testing.assert_array_equal(plain.elbo, sums.elbo)
+    again.commit()
+    np.testing.assert_allclose(again.gathered().mean, mean)  # Control: of no steps, the posteriors as they were
 
 
 @f64
@@ -373,7 +407,7 @@ def test_only_columns_that_overshoot_take_shorter_steps():
     # Left of the optimum a Newton step of a log link is too long
     start = fit(c.x, Poisson(), K, expand_at="null")
     decoder = Affine(start.loadings, np.asarray(start.intercept) - 2.0 * (np.arange(D) == 2))
-    store = PosteriorStore(decoder)
+    store = PosteriorStore(prior_like(decoder))
     state = at_decoder(problem, store, decoder, Objective(Poisson()), steps=40, tolerance=1e-9)
     store.commit()
     whole = unstacked(moved(decoder, state.step, jnp.zeros(D)), decoder)

@@ -1,6 +1,8 @@
 """What a refined optimum carries: an encoder, posteriors of its rows and of new ones, one precision."""
 
 import warnings
+from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ from scipy.optimize import minimize
 from scipy.special import gammaln
 
 from glmvae import Affine, Objective, Posterior, Rows, best_posterior, elbo_exact, fit, posterior, refine, tighten
-from glmvae.ascent.encoder import _Point, _start
-from glmvae.ascent.encoder_passes import curved
+from glmvae.ascent import encoder
+from glmvae.ascent.encoder import _holds, _Point, _start
+from glmvae.ascent.encoder_passes import Equations, averaged, curved
 from glmvae.ascent.passes import entry_pass, exact_pass
 from glmvae.ascent.row_posteriors import no_change, prior_like
 from glmvae.blocks import Store, _program
@@ -92,6 +95,38 @@ def test_slopes_that_overshoot_by_more_than_is_left_to_gain_are_halved():
     assert start_where(lambda t: -100 * t - t**2, lambda t: -100 - 2 * t) == 0.0  # Control: none may be the best
 
 
+def test_slopes_hold_where_the_elbo_falls_along_them_by_no_more_than_is_left():
+    eye = np.eye(1)
+    point = _Point(np.array([[3.0, 5.0]]), eye, -10.0, np.array([[-4.0, 7.0]]), Store(), eye)  # it falls by 12
+    assert _holds(point, 2.0)
+    assert not _holds(point, 1.9)
+    assert _holds(point, -8.0, 6.0)
+    assert not _holds(point._replace(elbo=-np.inf), 2.0)
+
+
+def test_damping_that_was_more_than_need_be_is_taken_back(monkeypatch):
+    """1e-6, 1e-4, 0.1: too little. 1000: so much that nothing is left to gain."""
+    point = _Point(np.zeros((1, 1)), np.array([[1e3]]), 0.0, np.ones((1, 1)), Store(), np.array([[1e-3]]))
+    tried = []
+
+    def newton(point, data, damping, solved):
+        tried.append(damping)
+        return point.gradient / (point.curvature + damping)
+
+    def at(longest, whitened, covariance):
+        return point._replace(whitened=whitened, elbo=1.0 if whitened[0, 0] <= longest else -1.0)
+
+    monkeypatch.setattr(encoder, "_newton", newton)
+    data = SimpleNamespace(beta=1.0)
+    found, damping = encoder._raised(point, 0.0, data, partial(at, 1e-2), 0.1)
+    assert max(tried) > damping == tried[-1]
+    assert found.elbo == 1
+    assert 1e-3 < 0.5 * found.whitened[0, 0] < 1e-2
+    tried.clear()
+    assert encoder._raised(point, 0.0, data, partial(at, 1e-5), 0.1)[0] is None  # Control: no step that gains enough
+    assert len(tried) < 20
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.uint8])
 def test_the_products_of_a_step_are_those_of_the_dense_curvature(kind, dtype):
     """Run as NumPy where rows lie on the host, compiled elsewhere."""
@@ -100,7 +135,7 @@ def test_the_products_of_a_step_are_those_of_the_dense_curvature(kind, dtype):
     half = rng.normal(size=(20, K, K))
     centre, curvature = (a.astype(dtype) for a in (x.mean(axis=0), half @ half.transpose(0, 2, 1)))
     shared, slopes, level = (rng.normal(size=size).astype(dtype) for size in ((K, K), (K, D), K))
-    args = (curvature * weight[:, None, None], centre, shared + shared.T, slopes, level)
+    args = (Equations(None, curvature), centre, slopes, level, shared + shared.T)
     dense = np.zeros((K, D + 1))
     for i in range(20):
         y = np.append(x[i] - centre.astype(float), 1.0)
@@ -116,6 +151,42 @@ def test_the_products_of_a_step_are_those_of_the_dense_curvature(kind, dtype):
         found = np.column_stack([against, summed])
         np.testing.assert_allclose(found, dense, rtol=0, atol=64 * float(jnp.finfo(dtype).eps) * np.abs(dense).max())
     assert np.abs(dense - found).max() < 1e-3 * np.abs(dense[:, ::-1] - found).max()  # Control: columns the other way
+
+
+def test_what_rows_keep_is_averaged_as_by_a_loop(dtype):
+    """As NumPy where rows lie on the host, compiled elsewhere."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(0, 9, size=(20, D)).astype(np.uint8), rng.integers(0, 3, size=20).astype(dtype)
+    vectors, matrices = rng.normal(size=(20, K)).astype(dtype), rng.normal(size=(20, K, K)).astype(dtype)
+    centre = x.mean(axis=0).astype(dtype)
+    expected = [np.zeros((K, D)), np.zeros(K), np.zeros((K, K))]
+    for i in range(20):
+        row = weight[i] * np.outer(vectors[i], x[i] - centre), weight[i] * vectors[i], weight[i] * matrices[i]
+        expected = [a + b for a, b in zip(expected, row, strict=True)]
+    for rows, f in (
+        (Rows(x, weight=weight), averaged),
+        (Rows(jnp.asarray(x), weight=jnp.asarray(weight)), jax.jit(averaged)),
+    ):
+        found, _ = f(rows, (vectors, matrices), centre)
+        for got, right in zip(found, expected, strict=True):
+            assert isinstance(got, np.ndarray) == (f is averaged)
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got, right, rtol=0, atol=64 * float(jnp.finfo(dtype).eps) * np.abs(right).max())
+    shared, _ = averaged(Rows(x, weight=weight), (vectors, matrices[:1]), centre)
+    np.testing.assert_allclose(shared[2], weight.sum() * matrices[0], rtol=1e-5)
+    unweighted = np.sum(vectors, axis=0)  # Control
+    assert np.abs(unweighted - expected[1]).max() > 0.1
+
+
+def test_a_row_that_weighs_nothing_does_nothing_to_the_encoder():
+    """Whatever it is: an affine function of it may be out of range."""
+    c = case("poisson")
+    x = np.concatenate([np.asarray(c.x, float), np.full((1, D), 1e5)])
+    start = fit(c.x, Poisson(), K, expand_at="null")
+    alone = refine(start, c.x, tolerance=1e-6).encoder
+    for weight, off in ((0.0, False), (1.0, True)):  # Control: of a weight of 1 it does
+        there = refine(start, Rows(x, weight=np.r_[np.ones(N), weight]), tolerance=1e-6).encoder
+        assert (np.abs(there.weight - alone.weight).max() > 1e-3 * np.abs(alone.weight).max()) == off
 
 
 def test_the_encoder_of_heavy_tailed_counts_is_found_in_silence():

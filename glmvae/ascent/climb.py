@@ -76,13 +76,30 @@ def at_decoder(
 
     ``constant`` is the mean over rows of what depends on x alone, found by a pass of its own where it is None.
     """
-    change = no_change(decoder) if change is None else change
-    sums = sweep(
+    sums = passed(problem, store, decoder, objective, change, steps, tolerance, check)
+    step = decoder_step(sums, decoder, objective, problem.free_dispersion)
+    if constant is None:
+        constant = saturated(problem.source, objective)
+    return State(decoder, objective, sums, step, float(sums.elbo) / float(sums.num_rows) + constant)
+
+
+def passed(
+    problem: Problem,
+    store: PosteriorStore,
+    decoder: Affine,
+    objective: Objective,
+    change: Change | None = None,
+    steps: int = 1,
+    tolerance: float = -math.inf,
+    check: bool = False,
+) -> Sums:
+    """One pass over the rows."""
+    return sweep(
         problem.bound,
         problem.source,
         decoder,
         objective,
-        change,
+        no_change(decoder) if change is None else change,
         np.int32(steps),
         np.asarray(tolerance, decoder.loadings.dtype),
         family=objective.family,
@@ -91,10 +108,6 @@ def at_decoder(
         store=store,
         threads=True,
     )
-    step = decoder_step(sums, decoder, objective, problem.free_dispersion)
-    if constant is None:
-        constant = saturated(problem.source, objective)
-    return State(decoder, objective, sums, step, float(sums.elbo) / float(sums.num_rows) + constant)
 
 
 def saturated(source: Source, objective: Objective) -> float:

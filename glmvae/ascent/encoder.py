@@ -1,19 +1,21 @@
 """The best affine encoder of a decoder, for the exact ELBO: mu(x) = A (x - mean x) + a, one Sigma for all rows.
 
-The posteriors that an ascent finds are no affine function of x. With g_i the gradient of E log p in the predictor and
-w_i its weights,
+The posteriors that an ascent finds are no affine function of x. With g_i the gradient of E log p in the predictor,
+w_i its weights, and C_i mu_i = h_i the normal equations that a pass hands back
+(:data:`~glmvae.ascent.passes.EQUATIONS`),
 
-    d ELBO / d mu_i = r_i = W' g_i - beta mu_i,     - d r_i / d mu_i = H_i = beta I + W' diag(w_i) W
+    r_i = W' g_i - beta mu_i = h_i - H_i mu_i,     H_i = beta I + C_i,     C_i = W' diag(w_i) W
 
-The ELBO is concave in (A, a) where log p is concave in eta, and the weights call for Sigma = beta (mean H)^-1. Newton's
-method climbs it in (A Cov(x)^1/2, a). It starts where a GLM does, at least squares of the saturated model: the means
-that the ascent found regressed on x, each with the H_i of its row there (of Sigma = 0), and its slopes shortened where
-they overshoot by far (as a mean linear in x does where counts are large). Every H_i is kept with its row, and conjugate
+are the gradient in mu_i and minus the curvature. The ELBO is concave in (A, a) where log p is concave in eta, and the
+weights call for Sigma = beta (mean H)^-1. Newton's method climbs it in (A Cov(x)^1/2, a). It starts where a GLM does,
+at least squares of the saturated model: the means that the ascent found regressed on x, with Sigma their mean
+covariance. Where that overshoots by far (as a mean linear in x does where counts are large) each has the weight H_i of
+its row (of Sigma = 0), and slopes that still overshoot are halved. Every H_i is kept with its row, and conjugate
 gradients solve for the step
 
     sum_i (H_i + lambda W'W) D y_i y_i' = sum_i r_i y_i',     y = (Cov(x)^-1/2 (x - mean x), 1)
 
-which costs passes of a few matrix products, and none over E log p. lambda is 0 until a step overshoots (Levenberg and
+which costs sweeps of a few matrix products, and none over E log p. lambda is 0 until a step overshoots (Levenberg and
 Marquardt's damping): rows of small counts, whose curvature is next to nothing, hold their predictors where those of
 large counts would drive them out of range.
 """
@@ -27,13 +29,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from glmvae._numerics import unpacked
-from glmvae.ascent.climb import Problem
+from glmvae.ascent.climb import Problem, passed
 from glmvae.ascent.decoder import in_double
-from glmvae.ascent.encoder_passes import EncoderSums, curved, encoded
-from glmvae.blocks import Store, sweep
+from glmvae.ascent.encoder_passes import Equations, averaged, curved, placed
+from glmvae.ascent.passes import EQUATIONS, exact_pass
+from glmvae.ascent.row_posteriors import PosteriorStore, RowPosteriors, all_alike
+from glmvae.blocks import Store, per_row, sweep
 from glmvae.cuts import seen_by_host
 from glmvae.decomposition import one_thread
 from glmvae.model import Affine, Objective
@@ -41,15 +44,17 @@ from glmvae.optimum import Encoder
 from glmvae.sources import Source
 from glmvae.spectral import decompose
 from glmvae.statistics import moments
-from glmvae.variational import Posterior, Spread, spread_of
+from glmvae.variational import Posterior
 
-# Halvings of the slopes at the start; steps of Newton's method, how far each is solved for, and the start.
+# Halvings of the slopes at the start; steps of Newton's method that are few, and too many; how far each is solved for,
+# and the start.
 _HALVINGS = 5
+_FEW = 10.0
 _STEPS = 80
 _SOLVED = 0.1
-_STARTED = 1e-2
+_STARTED = 1e-3
 _PRODUCTS = 40
-# Columns from which the products of a block are worth a thread of their own.
+# Columns from which products of a block are worth a thread of their own.
 _WIDE = 256
 # The least damping, a share of the mean curvature; how much more where a step overshoots, ever more and so many times
 # at most, and less where it does not.
@@ -66,46 +71,70 @@ _OF_DAMPED = 1e-2
 
 
 class _Point(NamedTuple):
-    """An encoder, (A Cov(x)^1/2, a) and Sigma; the ELBO there in nats per row, its gradient in the former, H of the
-    rows less beta I, and the mean of H."""
+    """An encoder, (A Cov(x)^1/2, a) and Sigma; the ELBO there in nats per row, its gradient in the former, the
+    equations of the rows, and the mean of H."""
 
     whitened: np.ndarray
     covariance: np.ndarray
     elbo: float
     gradient: np.ndarray
-    curvatures: Store
+    equations: Store
     curvature: np.ndarray
 
 
 class _Data(NamedTuple):
-    """The rows, their (weighted) number and mean, R (d, d) with R' Cov R = 1, so that y = (R' (x - mean), 1); W'W,
-    of trace 1; means that are 0 for every row; beta."""
+    """What is climbed, its rows' (weighted) number and mean, R (d, d) with R' Cov R = 1, so that
+    y = (R' (x - mean), 1); W'W, of trace 1; beta."""
 
-    source: Source
+    problem: Problem
     num_rows: float
-    centre: Array
+    centre: np.ndarray
     inverse_root: np.ndarray
     gram: np.ndarray
-    nowhere: np.ndarray
     beta: float
 
-    def against_y(self, sums: tuple[Any, Any]) -> np.ndarray:
-        """The mean against y of what was added up against x - mean, and summed."""
+    def means(self, whitened: np.ndarray) -> Array:
+        """Of rows, as an affine function of y."""
+        return per_row(placed, *self._in_rows(whitened), **self._as(placed))
+
+    def averaged(self, **kept: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The mean of vectors against y, and that of matrices; ``given`` or in a ``store``."""
+        *vectors, matrices = in_double(sweep(averaged, *self._in_rows(), **kept | self._as(averaged)))
+        return self._against_y(vectors), matrices / self.num_rows
+
+    def product(self, store: Store, whitened: np.ndarray, common: np.ndarray) -> np.ndarray:
+        """The mean of H times an affine function of y, against y; H is C and what rows have in common."""
+        shared = np.asarray(common, self.centre.dtype)
+        summed = sweep(curved, *self._in_rows(whitened), shared, store=store, **self._as(curved))
+        return self._against_y(in_double(summed))
+
+    def _in_rows(self, whitened: np.ndarray | None = None) -> tuple[Any, ...]:
+        """The rows and their mean, and slopes of x - mean with the intercept."""
+        parts = () if whitened is None else (whitened[:, :-1] @ self.inverse_root.T, whitened[:, -1])
+        return self.problem.source, self.centre, *(np.asarray(part, self.centre.dtype) for part in parts)
+
+    def _against_y(self, sums: Any) -> np.ndarray:
         return np.concatenate([sums[0] @ self.inverse_root, sums[1][:, None]], axis=1) / self.num_rows
 
+    def _as(self, f: Any) -> dict[str, Any]:
+        return {"check": False, "on_host": f, "threads": len(self.inverse_root) >= _WIDE}
 
-def best_encoder(problem: Problem, decoder: Affine, objective: Objective, posterior: Posterior, elbo: float) -> Encoder:
-    """The encoder of plain rows, whose best posteriors reach ``elbo``."""
-    known, loadings = moments(problem.source), np.asarray(decoder.loadings, np.float64)
+
+def best_encoder(source: Source, decoder: Affine, objective: Objective, posterior: Posterior, elbo: float) -> Encoder:
+    """The encoder of plain rows, whose best posteriors reach ``elbo`` (less what depends on x alone)."""
+    problem = Problem(source, exact_pass, False)
+    known, loadings = moments(source), np.asarray(decoder.loadings, np.float64)
     root, gram = _inverse_root(np.asarray(known.covariance)), _of_trace_1(loadings.T @ loadings)
-    nowhere = np.broadcast_to(np.zeros((), decoder.loadings.dtype), posterior.mean.shape)
-    data = _Data(problem.source, float(known.count), known.mean, root, gram, nowhere, float(objective.beta))
+    centre = np.asarray(known.mean, decoder.loadings.dtype)
+    data = _Data(problem, float(known.count), centre, root, gram, float(objective.beta))
     # A step that is too long, and overflows, is damped
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        none = _at_means(data, decoder, objective, posterior.mean)
         at = functools.partial(_at, data, decoder, objective)
-        found = _newton(none, data, 0.0, _STARTED)
-        start = _start(found[:, :-1], found[:, -1], none.covariance, at, elbo)
+        start = at(*data.averaged(given=posterior))
+        if not _holds(start, elbo, _FEW):
+            none = _at_means(data, decoder, objective, posterior.mean)
+            found = _newton(none, data, 0.0, _STARTED)
+            start = _start(found[:, :-1], found[:, -1], none.covariance, at, elbo)
         best = _climbed(start, data, at, elbo)
     weight = best.whitened[:, :-1] @ root.T
     bias = best.whitened[:, -1] - weight @ np.asarray(known.mean, np.float64)
@@ -114,47 +143,37 @@ def best_encoder(problem: Problem, decoder: Affine, objective: Objective, poster
 
 
 def _at_means(data: _Data, decoder: Affine, objective: Objective, means: Array) -> _Point:
-    """No slopes and no level, the pull of the given means on them, H of the rows there, of Sigma = 0, and the
-    covariance that it calls for."""
-    shape = decoder.latent_dim, len(data.inverse_root) + 1
-    zero = Spread(*(np.zeros(size) for size in (shape[1] - 1, (), ())))
-    sums, store, curvature = _looked(data, decoder, objective, np.zeros(shape), zero, means, 1.0)
-    covariance = data.beta * _inverse(curvature)
-    return _Point(np.zeros(shape), covariance, -np.inf, data.against_y(sums.pull), store, curvature)
+    """What best fits given means: no slopes and no level, the pull of the means on them, H of the rows there, of
+    Sigma = 0, and the covariance that it calls for."""
+    nothing = np.zeros((decoder.latent_dim, decoder.latent_dim))
+    _, called, store, curvature = _looked(data, decoder, objective, means, nothing)
+    return _Point(np.zeros_like(called), data.beta * _inverse(curvature), -np.inf, called, store, curvature)
 
 
 def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray, covariance: np.ndarray) -> _Point:
     """An encoder looked at."""
-    shared = spread_of(covariance, decoder.loadings)
-    sums, store, curvature = _looked(data, decoder, objective, whitened, shared, data.nowhere, 0.0)
-    value = float(sums.elbo) / data.num_rows if np.isfinite(curvature).all() and np.isfinite(sums.elbo) else -np.inf
-    return _Point(whitened, covariance, value, data.against_y(sums.pull), store, curvature)
+    elbo, called, store, curvature = _looked(data, decoder, objective, data.means(whitened), covariance)
+    gradient = called - data.product(store, whitened, data.beta * np.eye(decoder.latent_dim))
+    value = elbo if np.isfinite(curvature).all() and np.isfinite(elbo) else -np.inf
+    return _Point(whitened, covariance, value, gradient, store, curvature)
 
 
 def _looked(
-    data: _Data,
-    decoder: Affine,
-    objective: Objective,
-    whitened: np.ndarray,
-    shared: Spread,
-    means: ArrayLike,
-    share: float,
-) -> tuple[EncoderSums, Store, np.ndarray]:
-    """One pass: sums, H of every row less beta I, and the mean of H."""
-    store, loadings, dtype = Store(), np.asarray(decoder.loadings, np.float64), decoder.loadings.dtype
-    parts = whitened[:, :-1] @ data.inverse_root.T, whitened[:, -1], shared, share
-    at = jax.tree.map(lambda part: np.asarray(part, dtype), parts)
-    options: dict[str, Any] = {"family": objective.family, "check": False, "given": means, "store": store}
-    sums = in_double(sweep(encoded, data.source, *at, data.centre, decoder, objective, **options))
+    data: _Data, decoder: Affine, objective: Objective, means: Array, covariance: np.ndarray
+) -> tuple[float, np.ndarray, Store, np.ndarray]:
+    """One pass: the ELBO, h of the rows against y, their equations, and the mean of H."""
+    store = PosteriorStore(all_alike(means, covariance))
+    sums = passed(data.problem, store, decoder, objective, steps=EQUATIONS)
     store.commit()
-    store.replace(functools.partial(_unpacked, size=decoder.latent_dim))
-    curvature = loadings.T @ (loadings * (sums.weight / data.num_rows)[:, None])
-    return sums, store, curvature + data.beta * np.eye(decoder.latent_dim)
+    store.replace(functools.partial(_equations, size=decoder.latent_dim))
+    called, curvature = data.averaged(store=store)
+    curvature = curvature + data.beta * np.eye(decoder.latent_dim)
+    return float(sums.elbo) / data.num_rows, called, store, curvature
 
 
-def _unpacked(packed: Any, size: int) -> Any:
-    """H less beta I of every row of a block, where it lies."""
-    return unpacked(seen_by_host(packed), size)
+def _equations(handed_back: RowPosteriors, size: int) -> Equations:
+    """Of a block, where they lie."""
+    return Equations(seen_by_host(handed_back.mean), unpacked(seen_by_host(handed_back.covariance), size))
 
 
 def _of_trace_1(gram: np.ndarray) -> np.ndarray:
@@ -177,24 +196,30 @@ def _inverse_root(covariance: np.ndarray) -> np.ndarray:
 def _start(
     slopes: np.ndarray, mean: np.ndarray, covariance: np.ndarray, at: Callable[..., _Point], reachable: float
 ) -> _Point:
-    """The longest slopes, each half the one before, that overshoot by less than what is left to gain; else none.
-
-    A concave ELBO gains no more by shortening them than it falls along them.
-    """
+    """The longest slopes, each half the one before, that hold; else none."""
 
     def shortened(length: float) -> _Point:
         return at(np.concatenate([length * slopes, mean[:, None]], axis=1), covariance)
 
     best = shortened(1.0)
     for halvings in range(1, _HALVINGS + 1):
-        along = np.sum(best.gradient[:, :-1] * best.whitened[:, :-1])
-        if along >= best.elbo - reachable > -np.inf:
+        if _holds(best, reachable):
             return best
         found = shortened(0.5**halvings if halvings < _HALVINGS else 0.0)
         if found.elbo < best.elbo:
             return best
         best = found
     return best
+
+
+def _holds(point: _Point, reachable: float, times: float = 1.0) -> bool:
+    """Whether the ELBO falls along the slopes by no more than so many times what is left to gain.
+
+    If by no more than once it gains nothing by shortening them: it is concave. Where it overshoots as exponentials do,
+    Newton's method takes about as many steps.
+    """
+    along = np.sum(point.gradient[:, :-1] * point.whitened[:, :-1])
+    return bool(along >= times * (point.elbo - reachable) > -np.inf)
 
 
 def _climbed(start: _Point, data: _Data, at: Callable[..., _Point], reachable: float) -> _Point:
@@ -220,15 +245,20 @@ def _raised(
     """After a step, damped until it raises the ELBO; None where none is predicted to gain enough. And the damping."""
     spread = point.curvature @ point.covariance / data.beta
     of_spread = 0.5 * data.beta * (np.trace(spread) - len(spread) - np.linalg.slogdet(spread)[1])
+    failed = _LEAST
     for tries in range(1, _TRIES + 1):
         step, length = _newton(point, data, damping, _SOLVED), 1 / (1 + damping)
         gain = 0.5 * np.sum(step * point.gradient) + length * of_spread
         if not gain >= (enough if damping == 0 else _OF_DAMPED * enough):
-            break
+            if damping <= _MORE * failed:
+                break
+            damping = np.sqrt(failed * damping)  # more than need be
+            continue
         precision = (1 - length) * _inverse(point.covariance) + length * point.curvature / data.beta
         found = at(point.whitened + step, _inverse(precision))
         if found.elbo > point.elbo:
             return found, damping
+        failed = max(damping, _LEAST)
         damping = max(damping * _MORE**tries, _LEAST)
     return None, damping
 
@@ -237,17 +267,11 @@ def _newton(point: _Point, data: _Data, damping: float, solved: float) -> np.nda
     """D, by conjugate gradients in the metric of the mean H."""
     from scipy.sparse.linalg import LinearOperator, cg
 
-    shape, centre = point.gradient.shape, np.asarray(data.centre)
-    dtype, extra = centre.dtype, damping * np.trace(point.curvature) * data.gram
-    shared = np.asarray(data.beta * np.eye(shape[0]) + extra, dtype)
-    options: dict[str, Any] = {"check": False, "store": point.curvatures, "on_host": curved}
-    options["threads"] = len(data.inverse_root) >= _WIDE
+    shape, extra = point.gradient.shape, damping * np.trace(point.curvature) * data.gram
+    common = data.beta * np.eye(shape[0]) + extra
 
     def product(flat: np.ndarray) -> np.ndarray:
-        step = flat.reshape(shape)
-        parts = (np.asarray(part, dtype) for part in (step[:, :-1] @ data.inverse_root.T, step[:, -1]))
-        pulled = sweep(curved, data.source, centre, shared, *parts, **options)
-        return data.against_y(in_double(pulled)).ravel()
+        return data.product(point.equations, flat.reshape(shape), common).ravel()
 
     inverse = _inverse(point.curvature + extra)
     size = point.gradient.size

@@ -1,70 +1,55 @@
-"""What the loop over rows calls for :mod:`glmvae.ascent.encoder`: a look at an encoder, and the products of a step."""
+"""What the loop over rows calls for :mod:`glmvae.ascent.encoder`: few products, of NumPy's arrays as of JAX's.
+
+Affine functions of the rows are of x - centre, ``slopes`` (kappa, d) and ``intercept`` (kappa,).
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
-from glmvae.ascent.terms import exact_terms
-from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows
-from glmvae.variational import Spread, gaussian_kl, hidden_if_none, packed_curvature
 
 
-class EncoderSums(NamedTuple):
-    """Of rows: the ELBO, their pull on the means against x_i - mean x (kappa, d) and summed (kappa,), and the weights
-    by column (d,)."""
+class Equations(NamedTuple):
+    """Of rows: h_i (n, kappa) and C_i (n, kappa, kappa)."""
 
-    elbo: Array
-    pull: tuple[Array, Array]
-    weight: Array
+    called: Any
+    curvature: Any
 
 
-def encoded(
-    rows: Rows,
-    means: Array,
-    slopes: Array,
-    bias: Array,
-    shared: Spread,
-    share: Array,
-    centre: Array,
-    decoder: Affine,
-    objective: Objective,
-) -> tuple[EncoderSums, Array]:
-    """Sums, and W' diag(w_i) W of every row, for means (x - centre) A' + a beyond those given.
+def placed(rows: Rows, _: None, centre: Array, slopes: Array, intercept: Array) -> tuple[None, Array]:
+    """The affine function of every row."""
+    return None, _affine(_centred(rows, centre), slopes, intercept)
 
-    The pull is r_i, and that share of H_i mu_i.
-    """
-    centred = rows.x - centre[None]
-    mean = means + centred @ slopes.T + bias[None]
-    loadings, beta = decoder.loadings, objective.beta
-    linear = mean @ loadings.T
-    m = linear + fixed_predictor(decoder, rows)
-    value, gradient, weight = exact_terms(objective, rows, m, hidden_if_none(shared.variance[None], decoder))
-    each = jnp.where(rows.weight > 0, rows.weight, 0.0)[:, None]
-    elbo = jnp.sum(value, axis=1) - beta * gaussian_kl(mean, shared.trace, shared.log_det)
-    weight = jnp.where(each > 0, each * weight, 0.0)
-    pull = (each * gradient + share * weight * linear) @ loadings + (share - 1) * beta * each * mean
-    sums = EncoderSums(
-        jnp.sum(jnp.where(rows.weight > 0, rows.weight * elbo, 0.0)), _against(pull, centred), jnp.sum(weight, axis=0)
-    )
-    return sums, packed_curvature(loadings, weight)
+
+def averaged(rows: Rows, kept: tuple[Array, Array], centre: Array) -> tuple[tuple[Array, Array, Array], None]:
+    """Of vectors (n, kappa) and matrices (n, kappa, kappa): the vectors against x - centre, (kappa, d), and summed,
+    (kappa,); the sum of the matrices. Rows may share them."""
+    vectors, matrices = kept
+    weight = rows.weight if len(matrices) == len(rows.weight) else rows.weight.sum(keepdims=True)
+    summed = (weight @ matrices.reshape(len(matrices), -1)).reshape(matrices.shape[1:])
+    return (*_against(vectors * rows.weight[:, None], _centred(rows, centre)), summed), None
 
 
 def curved(
-    rows: Rows, curvature: Array, centre: Array, common: Array, slopes: Array, intercept: Array
+    rows: Rows, equations: Equations, centre: Array, slopes: Array, intercept: Array, common: Array
 ) -> tuple[tuple[Array, Array], None]:
-    """What W' diag(w_i) W of every row, and what they have in common beside it, make of a step, against x and summed.
-
-    Of NumPy's arrays as of JAX's.
-    """
-    centred = (rows.x - centre[None]).astype(curvature.dtype, copy=False)
-    moved = centred @ slopes.T + intercept[None]
-    pulled = (curvature @ moved[:, :, None])[:, :, 0] + rows.weight[:, None] * (moved @ common)
-    return _against(pulled, centred), None
+    """H of every row times an affine function, against x - centre and summed; H is C and what rows have in common."""
+    centred = _centred(rows, centre)
+    moved = _affine(centred, slopes, intercept)
+    product = (equations.curvature @ moved[:, :, None])[:, :, 0] + moved @ common
+    return _against(product * rows.weight[:, None], centred), None
 
 
-def _against(pulled: Array, centred: Array) -> tuple[Array, Array]:
-    return pulled.T @ centred, pulled.sum(axis=0)
+def _centred(rows: Rows, centre: Array) -> Any:
+    return (rows.x - centre[None]).astype(centre.dtype, copy=False)
+
+
+def _affine(centred: Any, slopes: Array, intercept: Array) -> Any:
+    return centred @ slopes.T + intercept[None]
+
+
+def _against(values: Any, centred: Any) -> tuple[Array, Array]:
+    return values.T @ centred, values.sum(axis=0)

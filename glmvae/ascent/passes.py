@@ -1,7 +1,8 @@
 """What the loop over rows calls: steps of the posteriors of a block, and the sums that the decoder needs.
 
 A pass is a function ``(rows, posteriors, decoder, objective, change, steps, tolerance) -> (Sums, posteriors)``, one for
-each bound; :func:`exact_steps` has no sums.
+each bound; :func:`exact_steps` has no sums. Of :data:`EQUATIONS` steps it takes none and hands back, in place of the
+posteriors, what a step of theirs is made of.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from glmvae._numerics import unpacked, upper_triangle
 from glmvae.ascent.posteriors import full_rows, steps_of
 from glmvae.ascent.row_posteriors import RowPosteriors
 from glmvae.ascent.terms import Terms, entry_terms, exact_terms
+from glmvae.model import Affine
 from glmvae.rows import Rows, column_sum
-from glmvae.variational import Posterior
+from glmvae.variational import Posterior, packed_curvature
+
+# In place of a number of steps: none, and of every row that weighs anything the normal equations of its mean, C mu = h
+# with C = W' diag(w) W (packed, where the covariance was) and h = W' (g + w W mu) (where the mean was). ``gram`` is 0.
+EQUATIONS = -1
 
 
 class Sums(NamedTuple):
@@ -39,11 +45,12 @@ class Sums(NamedTuple):
     entries: Array
 
 
-def _pass(terms: Terms, rows: Rows, old: RowPosteriors, *args: Any) -> tuple[Sums, RowPosteriors]:
-    known, before = steps_of(terms, rows, old, *args)
-    decoder, q = args[0], known.q
+def _pass(terms: Terms, rows: Rows, old: RowPosteriors, decoder: Affine, *args: Any) -> tuple[Sums, RowPosteriors]:
+    objective, change, steps, tolerance = args
+    known, before = steps_of(terms, rows, old, decoder, objective, change, jnp.maximum(steps, 0), tolerance)
+    q = known.q
     row_weight = rows.weight[:, None]
-    weight, gradient = known.weight * row_weight, known.gradient * row_weight
+    weight = known.weight * row_weight
     ones = jnp.ones((q.mean.shape[0], 1), q.mean.dtype)
     covariates = [] if rows.covariates is None else [full_rows(rows.covariates, rows)]
     mean = jnp.concatenate([q.mean, ones, *covariates], axis=1)
@@ -52,17 +59,29 @@ def _pass(terms: Terms, rows: Rows, old: RowPosteriors, *args: Any) -> tuple[Sum
     rest = len(first) - q.covariance.shape[1]
     moment = mean[:, first] * mean[:, second] + jnp.pad(q.covariance, ((0, 0), (0, rest)))
     linear = q.mean @ decoder.loadings.T  # m less what does not depend on z
+    response = known.gradient + known.weight * linear
     entries = jnp.ones_like(known.value) if rows.missing is None else jnp.where(rows.missing, 0.0, 1.0)
+    shape, counts = (weight.shape[1], moment.shape[1]), row_weight > 0
+
+    def of_rows() -> tuple[Array, Array, Array]:
+        called = jnp.where(counts, response, 0.0) @ decoder.loadings
+        curvature = packed_curvature(decoder.loadings, jnp.where(counts, known.weight, 0.0))
+        return called, curvature, jnp.zeros(shape, weight.dtype)
+
+    def of_columns() -> tuple[Array, Array, Array]:
+        return q.mean, q.covariance, weight.T @ moment
+
+    of_mean, of_covariance, gram = jax.lax.cond(steps == EQUATIONS, of_rows, of_columns)
     return Sums(
         jnp.sum(rows.weight),
         jnp.sum(jnp.where(rows.weight > 0, rows.weight * known.elbo, 0.0)),
         before,
         column_sum(rows, known.value),
-        weight.T @ moment,
-        (gradient + weight * linear).T @ mean,
+        gram,
+        (row_weight * response).T @ mean,
         jnp.sum(row_weight * moment, axis=0),
         column_sum(rows, entries),
-    ), q
+    ), q._replace(mean=of_mean, covariance=of_covariance)
 
 
 def exact_pass(rows: Rows, old: RowPosteriors, *args: Any) -> tuple[Sums, RowPosteriors]:

@@ -215,10 +215,11 @@ def _refined(
     final, posterior, strength = principal_axes(state, store)
     value = jax.device_put(np.asarray(state.elbo, decoder.loadings.dtype))
     exact = value
+    reached = float(state.sums.elbo) / float(state.sums.num_rows)
     if method == "entry":
         exact = mean_elbo(AffineModel(final, state.objective), problem.source, posterior)
-    reached = float(state.sums.elbo) / float(state.sums.num_rows)
-    encoder = best_encoder(problem, final, state.objective, posterior, reached) if plain else None
+        reached += float(exact) - state.elbo
+    encoder = best_encoder(problem.source, final, state.objective, posterior, reached) if plain else None
     return RefinedOptimum(
         model=AffineModel(final, state.objective),
         encoder=encoder,

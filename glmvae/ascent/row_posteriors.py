@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from glmvae import _checks
 from glmvae._numerics import upper_triangle
 from glmvae._precision import in_full
 from glmvae.blocks import Block, Store
+from glmvae.cuts import cut_tree
 from glmvae.model import Affine
 
 
@@ -71,13 +73,27 @@ def prior_like(decoder: Affine) -> RowPosteriors:
     )
 
 
-class PosteriorStore(Store):
-    """Posteriors of all rows, of those not met before as :func:`prior_like` has them."""
+def all_alike(means: Any, covariance: np.ndarray) -> RowPosteriors:
+    """Means a row, (N, kappa), and one covariance for all; of a covariance of 0 the log-determinant is left out."""
+    first, second, _ = upper_triangle(len(covariance))
+    sign, log_det = np.linalg.slogdet(covariance)
+    dtype = means.dtype
+    packed, log_det = np.asarray(covariance[first, second], dtype)[None], np.full(1, log_det if sign else 0.0, dtype)
+    return RowPosteriors(means, packed, log_det, np.zeros((1, 2), dtype), np.zeros(1, bool))  # type: ignore[arg-type]
 
-    def __init__(self, decoder: Affine) -> None:
+
+class PosteriorStore(Store):
+    """Posteriors of all rows, of those not met before as ``start`` has them: one a row, or one for all."""
+
+    def __init__(self, start: RowPosteriors) -> None:
         super().__init__()
-        self._start = jax.tree.map(np.asarray, prior_like(decoder))
+        self._start = start
 
     def read(self, block: Block) -> Any:
         kept = super().read(block)
-        return kept if kept is not None else jax.tree.map(lambda a: np.repeat(a, block.size, axis=0), self._start)
+        return kept if kept is not None else jax.tree.map(_each(block), cut_tree(self._start, block, None))
+
+
+def _each(block: Block) -> Callable[[Any], Any]:
+    """What all rows of a block share, a line for each."""
+    return lambda leaf: np.repeat(leaf, block.size, axis=0) if leaf.shape[0] == 1 < block.size else leaf

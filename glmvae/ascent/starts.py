@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from glmvae.ascent.climb import Climb, Problem, State, at_decoder
 from glmvae.ascent.passes import exact_pass
-from glmvae.ascent.row_posteriors import PosteriorStore
+from glmvae.ascent.row_posteriors import PosteriorStore, prior_like
 from glmvae.blocks import total
 from glmvae.entries import refuse_empty
 from glmvae.expansion import null_predictor, working_weight
@@ -101,10 +101,10 @@ def null_decoder(
     if plain:  # looked at as a decoder whose units are off, for which the pass is compiled
         null = Affine(loadings, null_predictor(objective.family, look.mean))
         off = _padded(null, decoder.latent_dim)
-        looked = at_decoder(problem, PosteriorStore(off), off, objective, steps=0, constant=look.constant)
+        looked = at_decoder(problem, PosteriorStore(prior_like(off)), off, objective, steps=0, constant=look.constant)
         return null, looked.elbo
     start = Affine(loadings, -look.level.astype(dtype), coefficients)
-    store = PosteriorStore(start)
+    store = PosteriorStore(prior_like(start))
     fixed = Problem(problem.source, exact_pass, False)
     state = at_decoder(fixed, store, start, objective, steps=0, constant=look.constant)
     store.commit()
@@ -129,7 +129,7 @@ def best_start(
     """
 
     def reached(decoder: Affine, steps: int, store: PosteriorStore | None = None) -> tuple[State, PosteriorStore]:
-        store = PosteriorStore(decoder) if store is None else store
+        store = PosteriorStore(prior_like(decoder)) if store is None else store
         state = at_decoder(problem, store, decoder, objective, steps=steps, tolerance=tolerance, constant=look.constant)
         store.commit()
         return state, store
