@@ -12,7 +12,6 @@ lambda_j > beta predicts the exact ELBO's active units; it is no theorem.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -55,17 +54,16 @@ def activity(optimum: Any) -> Float[Array, " k"]:
     Source: (21); Burda et al. (2015).
     """
     check_optimum(optimum)
-    return _activity_of(optimum.eigenvalues, optimum.beta, optimum.loadings.shape[1])
+    values, beta, units = optimum.eigenvalues, optimum.beta, optimum.loadings.shape[1]
+    numpy: Any = np if _checks.concrete((values, beta)) else jnp  # where it compiles nothing
+    return jax.device_put(_activity(numpy.asarray(values)[:units], numpy.asarray(beta, values.dtype)))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _activity_of(eigenvalues: Array, beta: Array, units: int) -> Array:
-    return _activity(eigenvalues[:units], jnp.asarray(beta, eigenvalues.dtype))
-
-
-def _activity(eigenvalues: Array, beta: Array) -> Array:
+def _activity(eigenvalues: Any, beta: Any) -> Any:
+    """Of NumPy's arrays as NumPy has it."""
+    numpy: Any = np if isinstance(eigenvalues, np.ndarray) else jnp
     active = ~(eigenvalues <= beta)  # NaN stays NaN
-    return jnp.where(active, 1 - beta / jnp.where(active, eigenvalues, 1.0), 0.0)
+    return numpy.where(active, 1 - beta / numpy.where(active, eigenvalues, 1.0), 0.0)
 
 
 def activity_path(
@@ -235,14 +233,15 @@ def collapse_onset(x: Any, family: Family, *, dispersion: ArrayLike | None = Non
         return onset_of(found)
 
 
-@jax.jit
 def onset_of(spectrum: Spectrum) -> Array:
     """:func:`collapse_onset` of the spectrum at the null model."""
-    values, columns = spectrum.values, spectrum.vectors.shape[0]
-    if spectrum.dispersion is not None:
-        return values[0]
-    total = jnp.sum(values) + spectrum.rest
-    return jnp.where(total > 0, values[0] * columns / jnp.where(total > 0, total, 1.0), 0.0)
+    numpy: Any = np if _checks.concrete(spectrum) else jnp  # where it compiles nothing
+    values, columns = numpy.asarray(spectrum.values), spectrum.vectors.shape[0]
+    onset = values[0]
+    if spectrum.dispersion is None:
+        mean = (numpy.sum(values) + numpy.asarray(spectrum.rest)) / columns
+        onset = numpy.where(mean > 0, onset / numpy.where(mean > 0, mean, 1.0), 0.0)
+    return jax.device_put(numpy.asarray(onset, values.dtype))
 
 
 def _data(x: Any, family: Family) -> Moments:

@@ -92,7 +92,7 @@ class Spectrum(NamedTuple):
         )
 
 
-def whitening(weight: Array, slope: Array) -> Array:
+def whitening(weight: Any, slope: Any) -> Any:
     """How far a whitened response moves with x, (d,), from the weights and slopes of a :class:`Quadratic`."""
     numpy: Any = np if isinstance(weight, np.ndarray) else jnp
     return numpy.sqrt(weight) * slope

@@ -53,6 +53,7 @@ def _lgamma_coefficients(degree: int) -> tuple[float, ...]:
     return tuple(np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebfit(points, values, degree)).tolist())
 
 
+@jax.jit
 def stirling_parts(k: Array) -> tuple[Array, Array]:
     """(L, D) with k log k - k - log k! = -log(L) / 2 - D.
 
