@@ -245,21 +245,21 @@ def _raised(
     """After a step, damped until it raises the ELBO; None where none is predicted to gain enough. And the damping."""
     spread = point.curvature @ point.covariance / data.beta
     of_spread = 0.5 * data.beta * (np.trace(spread) - len(spread) - np.linalg.slogdet(spread)[1])
-    failed = _LEAST
+    low, high = 0.0, float(np.finfo(float).max)  # too little, and too much for a step that gains enough
     for tries in range(1, _TRIES + 1):
         step, length = _newton(point, data, damping, _SOLVED), 1 / (1 + damping)
         gain = 0.5 * np.sum(step * point.gradient) + length * of_spread
-        if not gain >= (enough if damping == 0 else _OF_DAMPED * enough):
-            if damping <= _MORE * failed:
-                break
-            damping = np.sqrt(failed * damping)  # more than need be
-            continue
-        precision = (1 - length) * _inverse(point.covariance) + length * point.curvature / data.beta
-        found = at(point.whitened + step, _inverse(precision))
-        if found.elbo > point.elbo:
-            return found, damping
-        failed = max(damping, _LEAST)
-        damping = max(damping * _MORE**tries, _LEAST)
+        if gain >= (enough if damping == 0 else _OF_DAMPED * enough):
+            precision = (1 - length) * _inverse(point.covariance) + length * point.curvature / data.beta
+            found = at(point.whitened + step, _inverse(precision))
+            if found.elbo > point.elbo:
+                return found, damping
+            low = damping
+        else:
+            high = damping
+        if high <= max(_MORE * low, _LEAST):
+            break
+        damping = max(min(low * _MORE**tries, float(np.sqrt(low * high))), _LEAST)
     return None, damping
 
 
