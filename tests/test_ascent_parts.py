@@ -16,9 +16,9 @@ from glmvae.ascent.decoder import _least_squares, moved, stacked, unstacked
 from glmvae.ascent.passes import EQUATIONS, exact_pass
 from glmvae.ascent.posteriors import _answer, steps_of
 from glmvae.ascent.row_posteriors import PosteriorStore, all_alike, no_change, prior_like
-from glmvae.ascent.terms import entry_terms, exact_terms
+from glmvae.ascent.terms import entry_terms, exact_terms, held_weight
 from glmvae.blocks import per_row
-from glmvae.families import Bernoulli, Gamma, Mixed, Poisson
+from glmvae.families import Bernoulli, Gamma, Gaussian, Mixed, NegativeBinomial, Poisson
 from glmvae.families.logistic_mixture import expected_logistic
 from glmvae.families.softplus_calculus import expected_excess
 from glmvae.rows import entered
@@ -113,6 +113,33 @@ def test_a_bound_and_its_two_derivatives_are_the_references(kind):
         assert not np.any(value[hidden])
         assert not np.any(weight[hidden])
         assert np.all(weight[~hidden] > 0)
+
+
+@f64
+@pytest.mark.parametrize("kind", ["poisson", "gamma"])
+def test_a_step_under_held_weights_overshoots_in_no_entry(kind):
+    c, rng = case(kind), np.random.default_rng(0)
+    rows = entered(Rows(np.repeat(c.x[:6], 20, axis=0)), c.family, "float64")
+    shape = rows.x.shape
+    m, v = rng.normal(size=shape) * 4, rng.uniform(0, 2, size=shape)
+    objective = Objective(c.family, dispersion=float(c.start.dispersion))
+    _, gradient, weight = exact_terms(objective, rows, m, v)
+    held = held_weight(objective, gradient, weight)
+    rises = np.asarray(gradient) > 0
+
+    def left(weight):
+        """The gradient after a step, where it rose."""
+        return np.asarray(exact_terms(objective, rows, m + gradient / weight, v)[1])[rises]
+
+    slack = 1e-3 * np.asarray(weight + gradient)[rises]  # what a ratio of 1e-3 is held too little
+    assert np.all(left(held) > -slack)
+    np.testing.assert_array_equal(held[~rises], weight[~rises])
+    assert np.all(held >= weight)
+    if kind != "gamma":  # whose weight grows the other way
+        assert np.min(left(weight) / slack) < -1e3  # Control
+    for family in (Bernoulli(), NegativeBinomial(3.0), Gaussian()):  # whose weights are bounded
+        bounded = Objective(family, dispersion=1.0)
+        np.testing.assert_array_equal(held_weight(bounded, gradient, weight), weight)
 
 
 # Posteriors under a steep decoder ---------------------------------------------------------------------------
@@ -344,14 +371,15 @@ def test_a_pass_hands_back_the_normal_equations_of_every_row():
     with np.errstate(over="ignore", invalid="ignore"):
         _, gradient, w = dense.exact(p, m, v)
     gradient, w = (np.where(p.missing, 0, a)[1:] for a in (gradient, w))
-    loadings = np.asarray(decoder.loadings)
+    np.testing.assert_allclose(sums.gram, np.outer(weight[1:] @ w, np.ones(sums.gram.shape[1])), rtol=1e-9)
+    loadings, rises = np.asarray(decoder.loadings), gradient > 1e-3 * w
+    w = np.where(rises, gradient / np.log1p(np.where(rises, gradient, 1) / np.where(w > 0, w, 1)), w)
     dense_curvature = np.einsum("nj,jk,jl->nkl", w, loadings, loadings)
     np.testing.assert_allclose(curvature[1:], dense_curvature, rtol=1e-9)
     called = (gradient + w * (mean[1:] @ loadings.T)) @ loadings
     np.testing.assert_allclose(found.mean[1:], called, rtol=1e-9, atol=1e-9)
     assert not np.any(curvature[0])
     assert not np.any(found.mean[0])
-    assert not np.any(sums.gram)
     again = PosteriorStore(all_alike(mean, covariance))
     plain = passed(problem, again, decoder, objective, steps=0)
     np.testing.assert_array_equal(plain.elbo, sums.elbo)

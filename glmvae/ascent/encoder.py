@@ -6,8 +6,9 @@ w_i its weights, and C_i mu_i = h_i the normal equations that a pass hands back
 
     r_i = W' g_i - beta mu_i = h_i - H_i mu_i,     H_i = beta I + C_i,     C_i = W' diag(w_i) W
 
-are the gradient in mu_i and minus the curvature. The ELBO is concave in (A, a) where log p is concave in eta, and the
-weights call for Sigma = beta (mean H)^-1. Newton's method climbs it in (A Cov(x)^1/2, a). It starts where a GLM does,
+are the gradient in mu_i and minus the curvature, or more than that where weights know no bound
+(:func:`~glmvae.ascent.terms.held_weight`). The ELBO is concave in (A, a) where log p is concave in eta, and the weights
+call for Sigma = beta (mean H)^-1. Newton's method climbs it in (A Cov(x)^1/2, a). It starts where a GLM does,
 at least squares of the saturated model: the means that the ascent found regressed on x, with Sigma their mean
 covariance. Where that overshoots by far (as a mean linear in x does where counts are large) each has the weight H_i of
 its row (of Sigma = 0), and slopes that still overshoot are halved. Every H_i is kept with its row, and conjugate
@@ -61,7 +62,7 @@ _WIDE = 256
 _LEAST = 1e-6
 _TRIES = 30
 _MORE = 10.0
-_LESS = 3.0
+_LESS = 5.0
 # An encoder need not be better than that: nats per row, of the ELBO, and of what it loses to the best posteriors.
 _TOLERANCE = 2e-5
 _RELATIVE = 2e-6
@@ -72,7 +73,7 @@ _OF_DAMPED = 1e-2
 
 class _Point(NamedTuple):
     """An encoder, (A Cov(x)^1/2, a) and Sigma; the ELBO there in nats per row, its gradient in the former, the
-    equations of the rows, and the mean of H."""
+    equations of the rows, and the mean of H that calls for Sigma."""
 
     whitened: np.ndarray
     covariance: np.ndarray
@@ -161,13 +162,14 @@ def _at(data: _Data, decoder: Affine, objective: Objective, whitened: np.ndarray
 def _looked(
     data: _Data, decoder: Affine, objective: Objective, means: Array, covariance: np.ndarray
 ) -> tuple[float, np.ndarray, Store, np.ndarray]:
-    """One pass: the ELBO, h of the rows against y, their equations, and the mean of H."""
+    """One pass: the ELBO, h of the rows against y, their equations, and the mean of H with the weights themselves."""
     store = PosteriorStore(all_alike(means, covariance))
     sums = passed(data.problem, store, decoder, objective, steps=EQUATIONS)
     store.commit()
     store.replace(functools.partial(_equations, size=decoder.latent_dim))
-    called, curvature = data.averaged(store=store)
-    curvature = curvature + data.beta * np.eye(decoder.latent_dim)
+    called, _ = data.averaged(store=store)
+    loadings, weight = np.asarray(decoder.loadings, np.float64), np.asarray(sums.gram, np.float64)[:, 0]
+    curvature = loadings.T @ (loadings * (weight / data.num_rows)[:, None]) + data.beta * np.eye(decoder.latent_dim)
     return float(sums.elbo) / data.num_rows, called, store, curvature
 
 

@@ -16,13 +16,14 @@ from jax import Array
 from glmvae._numerics import unpacked, upper_triangle
 from glmvae.ascent.posteriors import full_rows, steps_of
 from glmvae.ascent.row_posteriors import RowPosteriors
-from glmvae.ascent.terms import Terms, entry_terms, exact_terms
+from glmvae.ascent.terms import Terms, entry_terms, exact_terms, held_weight
 from glmvae.model import Affine
 from glmvae.rows import Rows, column_sum
 from glmvae.variational import Posterior, packed_curvature
 
-# In place of a number of steps: none, and of every row that weighs anything the normal equations of its mean, C mu = h
-# with C = W' diag(w) W (packed, where the covariance was) and h = W' (g + w W mu) (where the mean was). ``gram`` is 0.
+# In place of a number of steps: none, and of every row that weighs anything normal equations of its mean, C mu = h with
+# C = W' diag(w) W (packed, where the covariance was) and h = W' (g + w W mu) (where the mean was), w here a
+# :func:`~glmvae.ascent.terms.held_weight`. All of ``gram`` is the sum of the weights themselves.
 EQUATIONS = -1
 
 
@@ -61,12 +62,13 @@ def _pass(terms: Terms, rows: Rows, old: RowPosteriors, decoder: Affine, *args: 
     linear = q.mean @ decoder.loadings.T  # m less what does not depend on z
     response = known.gradient + known.weight * linear
     entries = jnp.ones_like(known.value) if rows.missing is None else jnp.where(rows.missing, 0.0, 1.0)
-    shape, counts = (weight.shape[1], moment.shape[1]), row_weight > 0
+    counts = row_weight > 0
 
     def of_rows() -> tuple[Array, Array, Array]:
-        called = jnp.where(counts, response, 0.0) @ decoder.loadings
-        curvature = packed_curvature(decoder.loadings, jnp.where(counts, known.weight, 0.0))
-        return called, curvature, jnp.zeros(shape, weight.dtype)
+        held = held_weight(objective, known.gradient, known.weight)
+        called = jnp.where(counts, known.gradient + held * linear, 0.0) @ decoder.loadings
+        curvature = packed_curvature(decoder.loadings, jnp.where(counts, held, 0.0))
+        return called, curvature, jnp.broadcast_to(column_sum(rows, known.weight)[:, None], (len(weight.T), len(first)))
 
     def of_columns() -> tuple[Array, Array, Array]:
         return q.mean, q.covariance, weight.T @ moment
