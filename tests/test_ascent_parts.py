@@ -135,6 +135,10 @@ def test_a_step_under_held_weights_overshoots_in_no_entry(kind):
     assert np.all(left(held) > -slack)
     np.testing.assert_array_equal(held[~rises], weight[~rises])
     assert np.all(held >= weight)
+    for dtype in ("float32", "float64"):  # a weight below all numbers
+        lost = held_weight(objective, jnp.full((1, D), 5, dtype), jnp.zeros((1, D), dtype))
+        assert lost.dtype == dtype
+        assert np.all((lost > 5e-3) & (lost < 0.1))
     if kind != "gamma":  # whose weight grows the other way
         assert np.min(left(weight) / slack) < -1e3  # Control
     for family in (Bernoulli(), NegativeBinomial(3.0), Gaussian()):  # whose weights are bounded

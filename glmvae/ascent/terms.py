@@ -47,7 +47,8 @@ def held_weight(objective: Objective, gradient: Array, weight: Array) -> Array:
     def of(member: Any, gradient: Array, weight: Array) -> Array:
         if member.is_logistic or member.is_quadratic:
             return weight
-        ratio = jnp.maximum(gradient, 0.0) / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
+        known = jnp.finfo(weight.dtype)
+        ratio = jnp.minimum(jnp.maximum(gradient, 0.0) / jnp.maximum(weight, known.tiny), known.max)
         return jnp.where(ratio > _SMALL, gradient / jnp.log1p(ratio), weight)
 
     held: Array = objective.family.by_member(of, gradient, weight)
