@@ -25,10 +25,10 @@ class RefinedOptimum(NamedTuple):
         model: decoder, family, beta and dispersion; the loadings stand by descending strength, those of pruned units
         are 0.
         encoder: of :func:`~glmvae.jaakkola.tighten` the closed form's; of :func:`~glmvae.ascent.refine` the best affine
-            one for the exact ELBO of the decoder, to about a thousandth of what it loses to the posteriors that the
-            ascent found, which are not affine in x, or as far as 80 steps of Newton's method lead. None where the rows
-            brought what no affine map of x can follow (an offset, covariates, missing entries, trials an entry):
-            :func:`~glmvae.ascent.best_posterior` takes these.
+            one for the exact ELBO of the decoder, to a thousandth (a few, of counts of every size) of what it loses to
+            the posteriors that the ascent found, which are not affine in x, or as far as 80 steps of Newton's method
+            lead. None where the rows brought what no affine map of x can follow (an offset, covariates, missing
+            entries, trials an entry): :func:`~glmvae.ascent.best_posterior` takes these.
         eigenvalues: of the whitened covariance, all d, of ``tighten``; otherwise beta plus the eigenvalues of
             W' diag(w) W with w the weights averaged over the rows, (kappa,). A unit is active where they exceed beta.
         elbo: the exact beta-ELBO, nats per row, mean over the data; None from moments alone.
