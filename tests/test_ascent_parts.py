@@ -15,7 +15,7 @@ from glmvae.ascent.climb import Climb, Problem, at_decoder, passed
 from glmvae.ascent.decoder import _least_squares, moved, stacked, unstacked
 from glmvae.ascent.passes import EQUATIONS, exact_pass
 from glmvae.ascent.posteriors import _answer, steps_of
-from glmvae.ascent.row_posteriors import PosteriorStore, all_alike, no_change, prior_like
+from glmvae.ascent.row_posteriors import PosteriorStore, no_change, prior_like, with_shared_covariance
 from glmvae.ascent.terms import entry_terms, exact_terms, held_weight
 from glmvae.blocks import per_row
 from glmvae.families import Bernoulli, Gamma, Gaussian, Mixed, NegativeBinomial, Poisson
@@ -365,7 +365,7 @@ def test_a_pass_hands_back_the_normal_equations_of_every_row():
     problem, objective = Problem(as_source(Rows(c.x, **fields)), exact_pass, False), Objective(Poisson(), beta=0.7)
     rng = np.random.default_rng(0)
     mean, covariance = rng.normal(size=(N, K)), 0.3 * np.eye(K) + 0.1
-    store = PosteriorStore(all_alike(mean, covariance))
+    store = PosteriorStore(with_shared_covariance(mean, covariance))
     sums = passed(problem, store, decoder, objective, steps=EQUATIONS)
     store.commit()
     found = store.gathered()
@@ -384,7 +384,7 @@ def test_a_pass_hands_back_the_normal_equations_of_every_row():
     np.testing.assert_allclose(found.mean[1:], called, rtol=1e-9, atol=1e-9)
     assert not np.any(curvature[0])
     assert not np.any(found.mean[0])
-    again = PosteriorStore(all_alike(mean, covariance))
+    again = PosteriorStore(with_shared_covariance(mean, covariance))
     plain = passed(problem, again, decoder, objective, steps=0)
     np.testing.assert_array_equal(plain.elbo, sums.elbo)
     again.commit()

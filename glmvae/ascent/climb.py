@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,17 +66,14 @@ def at_decoder(
     decoder: Affine,
     objective: Objective,
     *,
-    change: Change | None = None,
-    steps: int = 1,
-    tolerance: float = -math.inf,
-    check: bool = False,
     constant: float | None = None,
+    **how: Any,
 ) -> State:
-    """The state after so many steps of the posteriors for that decoder, not yet committed.
+    """The state after a pass, for which ``how`` is as :func:`passed` takes it; its posteriors are not yet committed.
 
     ``constant`` is the mean over rows of what depends on x alone, found by a pass of its own where it is None.
     """
-    sums = passed(problem, store, decoder, objective, change, steps, tolerance, check)
+    sums = passed(problem, store, decoder, objective, **how)
     step = decoder_step(sums, decoder, objective, problem.free_dispersion)
     if constant is None:
         constant = saturated(problem.source, objective)
@@ -91,9 +88,8 @@ def passed(
     change: Change | None = None,
     steps: int = 1,
     tolerance: float = -math.inf,
-    check: bool = False,
 ) -> Sums:
-    """One pass over the rows."""
+    """One pass over the rows: so many steps of the posteriors for that decoder."""
     return sweep(
         problem.bound,
         problem.source,
@@ -103,7 +99,7 @@ def passed(
         np.int32(steps),
         np.asarray(tolerance, decoder.loadings.dtype),
         family=objective.family,
-        check=check,
+        check=False,
         num_covariates=decoder.num_covariates,
         store=store,
         threads=True,

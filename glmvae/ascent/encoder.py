@@ -34,9 +34,9 @@ from jax import Array
 from glmvae._numerics import unpacked
 from glmvae.ascent.climb import Problem, passed
 from glmvae.ascent.decoder import in_double
-from glmvae.ascent.encoder_passes import Equations, averaged, curved, placed
+from glmvae.ascent.encoder_passes import Equations, called_for, curved, placed
 from glmvae.ascent.passes import EQUATIONS, exact_pass
-from glmvae.ascent.row_posteriors import PosteriorStore, RowPosteriors, all_alike
+from glmvae.ascent.row_posteriors import PosteriorStore, RowPosteriors, with_shared_covariance
 from glmvae.blocks import Store, per_row, sweep
 from glmvae.cuts import seen_by_host
 from glmvae.decomposition import one_thread
@@ -98,10 +98,9 @@ class _Data(NamedTuple):
         """Of rows, as an affine function of y."""
         return per_row(placed, *self._in_rows(whitened), **self._as(placed))
 
-    def averaged(self, **kept: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The mean of vectors against y, and that of matrices; ``given`` or in a ``store``."""
-        *vectors, matrices = in_double(sweep(averaged, *self._in_rows(), **kept | self._as(averaged)))
-        return self._against_y(vectors), matrices / self.num_rows
+    def called(self, **equations: Any) -> np.ndarray:
+        """The mean of h against y, of equations ``given`` or in a ``store``."""
+        return self._against_y(in_double(sweep(called_for, *self._in_rows(), **equations | self._as(called_for))))
 
     def product(self, store: Store, whitened: np.ndarray, common: np.ndarray) -> np.ndarray:
         """The mean of H times an affine function of y, against y; H is C and what rows have in common."""
@@ -131,7 +130,8 @@ def best_encoder(source: Source, decoder: Affine, objective: Objective, posterio
     # A step that is too long, and overflows, is damped
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
         at = functools.partial(_at, data, decoder, objective)
-        start = at(*data.averaged(given=posterior))
+        regressed = data.called(given=Equations(posterior.mean, None))
+        start = at(regressed, np.asarray(posterior.covariance).mean(axis=0, dtype=np.float64))
         if not _holds(start, elbo, _FEW):
             none = _at_means(data, decoder, objective, posterior.mean)
             found = _newton(none, data, 0.0, _STARTED)
@@ -163,14 +163,13 @@ def _looked(
     data: _Data, decoder: Affine, objective: Objective, means: Array, covariance: np.ndarray
 ) -> tuple[float, np.ndarray, Store, np.ndarray]:
     """One pass: the ELBO, h of the rows against y, their equations, and the mean of H with the weights themselves."""
-    store = PosteriorStore(all_alike(means, covariance))
+    store = PosteriorStore(with_shared_covariance(means, covariance))
     sums = passed(data.problem, store, decoder, objective, steps=EQUATIONS)
     store.commit()
     store.replace(functools.partial(_equations, size=decoder.latent_dim))
-    called, _ = data.averaged(store=store)
     loadings, weight = np.asarray(decoder.loadings, np.float64), np.asarray(sums.gram, np.float64)[:, 0]
     curvature = loadings.T @ (loadings * (weight / data.num_rows)[:, None]) + data.beta * np.eye(decoder.latent_dim)
-    return float(sums.elbo) / data.num_rows, called, store, curvature
+    return float(sums.elbo) / data.num_rows, data.called(store=store), store, curvature
 
 
 def _equations(handed_back: RowPosteriors, size: int) -> Equations:

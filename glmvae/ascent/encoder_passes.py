@@ -13,7 +13,7 @@ from glmvae.rows import Rows
 
 
 class Equations(NamedTuple):
-    """Of rows: h_i (n, kappa) and C_i (n, kappa, kappa)."""
+    """C_i mu_i = h_i of rows: h_i (n, kappa), C_i (n, kappa, kappa), None for the identity."""
 
     called: Any
     curvature: Any
@@ -24,13 +24,9 @@ def placed(rows: Rows, _: None, centre: Array, slopes: Array, intercept: Array) 
     return None, _affine(_centred(rows, centre), slopes, intercept)
 
 
-def averaged(rows: Rows, kept: tuple[Array, Array], centre: Array) -> tuple[tuple[Array, Array, Array], None]:
-    """Of vectors (n, kappa) and matrices (n, kappa, kappa): the vectors against x - centre, (kappa, d), and summed,
-    (kappa,); the sum of the matrices. Rows may share them."""
-    vectors, matrices = kept
-    weight = rows.weight if len(matrices) == len(rows.weight) else rows.weight.sum(keepdims=True)
-    summed = (weight @ matrices.reshape(len(matrices), -1)).reshape(matrices.shape[1:])
-    return (*_against(vectors * rows.weight[:, None], _centred(rows, centre)), summed), None
+def called_for(rows: Rows, equations: Equations, centre: Array) -> tuple[tuple[Array, Array], None]:
+    """h of every row against x - centre, (kappa, d), and summed, (kappa,)."""
+    return _against(equations.called * rows.weight[:, None], _centred(rows, centre)), None
 
 
 def curved(

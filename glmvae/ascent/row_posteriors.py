@@ -73,16 +73,14 @@ def prior_like(decoder: Affine) -> RowPosteriors:
     )
 
 
-def all_alike(means: Any, covariance: np.ndarray) -> RowPosteriors:
-    """Means a row, (N, kappa), and one covariance for all."""
+def with_shared_covariance(means: Any, covariance: np.ndarray) -> RowPosteriors:
+    """Means (N, kappa), and one covariance (kappa, kappa) for all rows; a singular one has no density."""
     first, second, _ = upper_triangle(len(covariance))
     sign, log_det = np.linalg.slogdet(covariance)
     dtype = means.dtype
-    packed, log_det = (
-        np.asarray(covariance[first, second], dtype)[None],
-        np.full(1, log_det if sign > 0 else -np.inf, dtype),
-    )
-    return RowPosteriors(means, packed, log_det, np.zeros((1, 2), dtype), np.zeros(1, bool))  # type: ignore[arg-type]
+    packed = np.asarray(covariance[first, second], dtype)[None]
+    log_dets = np.full(1, log_det if sign > 0 else -np.inf, dtype)
+    return RowPosteriors(means, packed, log_dets, np.zeros((1, 2), dtype), np.zeros(1, bool))  # type: ignore[arg-type]
 
 
 class PosteriorStore(Store):

@@ -38,7 +38,7 @@ def entry_terms(objective: Objective, rows: Rows, mean: Array, variance: Array) 
 
 
 def held_weight(objective: Objective, gradient: Array, weight: Array) -> Array:
-    """Weights under which one step of least squares overshoots in no entry, where weights know no bound.
+    """Weights (n, d) under which one step of least squares overshoots in no entry, where weights know no bound.
 
     As eta rises by t such a weight grows by a factor of e^t at most (Poisson's does), so that the gradient is used up
     at t = log(1 + g / w) at the earliest: g / t takes the place of w. The others are as they are.
