@@ -229,6 +229,7 @@ def row_sum(rows: Rows, values: Array) -> Array:
     return jnp.sum(observed(rows, jnp.broadcast_to(values, rows.x.shape)), axis=-1)
 
 
-def column_sum(rows: Rows, values: Array) -> Array:
-    """The sum over the rows of every column, each row times its weight, (d,)."""
-    return jnp.sum(jnp.where(rows.weight[:, None] > 0, rows.weight[:, None] * values, 0.0), axis=0)
+def weighted_sum(rows: Rows, values: Array) -> Array:
+    """The sum over the rows of values with a leading axis N, each times its row's weight, where that is not 0."""
+    weight = jnp.reshape(rows.weight, (-1,) + (1,) * (values.ndim - 1))
+    return jnp.sum(jnp.where(weight > 0, weight * values, 0.0), axis=0)

@@ -28,7 +28,7 @@ from glmvae.elbo.means import mean_elbo
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 from glmvae.model import AffineModel, as_model
-from glmvae.rows import Rows
+from glmvae.rows import Rows, weighted_sum
 from glmvae.solution import solve
 from glmvae.sources import as_source
 from glmvae.spectral import spectrum_of
@@ -174,4 +174,4 @@ def _exact(models: list[AffineModel], source: Any) -> ExactPoints:
 
 
 def _divergence(rows: Rows, posterior: Posterior) -> tuple[tuple[Array, Array], None]:
-    return (jnp.sum(jnp.where(rows.weight > 0, rows.weight * kl_of(posterior), 0.0)), jnp.sum(rows.weight)), None
+    return (weighted_sum(rows, kl_of(posterior)), jnp.sum(rows.weight)), None

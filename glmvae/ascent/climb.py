@@ -25,7 +25,7 @@ from glmvae.ascent.row_posteriors import Change, PosteriorStore, RowPosteriors, 
 from glmvae.blocks import sweep, total
 from glmvae.extrapolation import Memory
 from glmvae.model import Affine, Objective
-from glmvae.rows import Rows, row_sum
+from glmvae.rows import Rows, row_sum, weighted_sum
 from glmvae.sources import Source
 
 _LONGEST_PAUSE = 4
@@ -114,7 +114,7 @@ def saturated(source: Source, objective: Objective) -> float:
 
 def _saturated(rows: Rows, _: None, objective: Objective) -> tuple[tuple[Array, Array], None]:
     value = row_sum(rows, objective.family.for_rows(rows).saturated_log_prob(rows.x, objective.dispersion_of_entries))
-    return (jnp.sum(jnp.where(rows.weight > 0, rows.weight * value, 0.0)), jnp.sum(rows.weight)), None
+    return (weighted_sum(rows, value), jnp.sum(rows.weight)), None
 
 
 class Climb:

@@ -18,7 +18,7 @@ from glmvae.ascent.posteriors import full_rows, steps_of
 from glmvae.ascent.row_posteriors import RowPosteriors
 from glmvae.ascent.terms import Terms, entry_terms, exact_terms, held_weight
 from glmvae.model import Affine
-from glmvae.rows import Rows, column_sum
+from glmvae.rows import Rows, weighted_sum
 from glmvae.variational import Posterior, packed_curvature
 
 # In place of a number of steps: none, and of every row that weighs anything normal equations of its mean, C mu = h with
@@ -68,7 +68,8 @@ def _pass(terms: Terms, rows: Rows, old: RowPosteriors, decoder: Affine, *args: 
         held = held_weight(objective, known.gradient, known.weight)
         called = jnp.where(counts, known.gradient + held * linear, 0.0) @ decoder.loadings
         curvature = packed_curvature(decoder.loadings, jnp.where(counts, held, 0.0))
-        return called, curvature, jnp.broadcast_to(column_sum(rows, known.weight)[:, None], (len(weight.T), len(first)))
+        summed = weighted_sum(rows, known.weight)[:, None]
+        return called, curvature, jnp.broadcast_to(summed, (len(summed), len(first)))
 
     def of_columns() -> tuple[Array, Array, Array]:
         return q.mean, q.covariance, weight.T @ moment
@@ -76,13 +77,13 @@ def _pass(terms: Terms, rows: Rows, old: RowPosteriors, decoder: Affine, *args: 
     of_mean, of_covariance, gram = jax.lax.cond(steps == EQUATIONS, of_rows, of_columns)
     return Sums(
         jnp.sum(rows.weight),
-        jnp.sum(jnp.where(rows.weight > 0, rows.weight * known.elbo, 0.0)),
+        weighted_sum(rows, known.elbo),
         before,
-        column_sum(rows, known.value),
+        weighted_sum(rows, known.value),
         gram,
         (row_weight * response).T @ mean,
         jnp.sum(row_weight * moment, axis=0),
-        column_sum(rows, entries),
+        weighted_sum(rows, entries),
     ), q._replace(mean=of_mean, covariance=of_covariance)
 
 

@@ -30,7 +30,7 @@ from glmvae._numerics import congruent, packed_inverse, packed_product, packed_t
 from glmvae.ascent.row_posteriors import Change, RowPosteriors
 from glmvae.ascent.terms import Terms
 from glmvae.model import Affine, Objective, fixed_predictor
-from glmvae.rows import Rows, column_sum
+from glmvae.rows import Rows, weighted_sum
 from glmvae.variational import gaussian_kl, hidden_if_none, packed_curvature, unit_products
 
 # The most cautious step is about 2^-_MOST long, beyond which a row is taken for done: from the prior a full step to a
@@ -85,7 +85,7 @@ def steps_of(
         value, gradient, weight = terms(objective, rows, *_predictor(decoder, fixed, start))
         elbo = jnp.sum(value, axis=1)
         known = _Known(start, value, gradient, weight, elbo, jnp.zeros_like(start.caution))
-        return known, column_sum(rows, value)
+        return known, weighted_sum(rows, value)
     nothing = jnp.zeros(rows.x.shape, start.mean.dtype)
     known = _Known(start, nothing, nothing, nothing, start.log_det, start.caution)
 
@@ -117,7 +117,7 @@ def steps_of(
         q = known.q._replace(caution=jnp.where(taken, caution[:, None], q.caution), second=second)
         known = known._replace(q=q, gain=jnp.where(taken | first | ~in_turns[:, None], gain[:, None], known.gain))
         length = jnp.where(~first & (jnp.mean(in_turns) > _MANY), 1, 2)
-        return turn + length, known, jnp.where(first, column_sum(rows, value), before)
+        return turn + length, known, jnp.where(first, weighted_sum(rows, value), before)
 
     carry = (jnp.zeros((), jnp.int32), known, jnp.zeros(rows.x.shape[1], start.mean.dtype))
     _, known, before = jax.lax.while_loop(go_on, turn_of, carry)

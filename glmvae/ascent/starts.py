@@ -29,7 +29,7 @@ from glmvae.blocks import total
 from glmvae.entries import refuse_empty
 from glmvae.expansion import null_predictor, working_weight
 from glmvae.model import Affine, Objective, fixed_predictor
-from glmvae.rows import Rows, observed, row_sum
+from glmvae.rows import Rows, observed, row_sum, weighted_sum
 from glmvae.spectral import decompose
 
 # Steps of the q for the decoder of a start: a few for one that they show to be good, more to be sure that it is not;
@@ -81,7 +81,7 @@ def _look(rows: Rows, _: None, objective: Objective) -> tuple[Any, None]:
         jnp.sum(observed(rows, weight * rows.x), axis=0),
         entries,
         jnp.sum(rows.weight),
-        jnp.sum(jnp.where(rows.weight > 0, rows.weight * constant, 0.0)),
+        weighted_sum(rows, constant),
     )
     return (sums, level), None
 

@@ -12,7 +12,7 @@ from glmvae.blocks import total, traced
 from glmvae.elbo import exact_of_rows, expected_of_rows, options_of
 from glmvae.encoding import Encoder, affine_means, warn_of_rounding
 from glmvae.model import AffineModel, fixed_predictor
-from glmvae.rows import Rows
+from glmvae.rows import Rows, weighted_sum
 from glmvae.sources import Source
 from glmvae.variational import Posterior, Spread, gaussian_kl, hidden_if_none, spread_of
 
@@ -46,4 +46,4 @@ def _given(rows: Rows, posterior: Posterior, model: AffineModel) -> tuple[tuple[
 
 
 def _summed(rows: Rows, value: Array) -> tuple[Array, Array]:
-    return jnp.sum(jnp.where(rows.weight > 0, rows.weight * value, 0.0)), jnp.sum(rows.weight)
+    return weighted_sum(rows, value), jnp.sum(rows.weight)
