@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from glmvae._checks import array as as_array
 from glmvae._checks import at_once, compute_dtype, concrete, finite, first_index, refuse_masked
 
 
@@ -100,6 +101,13 @@ def positive(
     least, most = np.finfo(rounded.dtype).tiny, np.finfo(rounded.dtype).max
     _refuse(array, ~((rounded >= least) & (rounded <= most)), name, f"a number that {rounded.dtype} can hold")
     return result
+
+
+def positive_vector(value: Any, name: str, dtype: np.dtype | None = None) -> Array:
+    """A vector of positive finite numbers, one at least, as :func:`positive` has them."""
+    if np.ndim(value) != 1 or not np.size(value):
+        raise ValueError(f"{name}: expected a vector of at least one number, got shape {np.shape(value)}")
+    return positive(as_array(value, name), name, vector=True, dtype=dtype)
 
 
 def at_least(value: Any, least: float, name: str) -> None:

@@ -1,10 +1,11 @@
 """Eigendecompositions of symmetric matrices: descending, none below 0, with one sign for every vector.
 
-Of concrete matrices by LAPACK in double precision, whatever the matrix comes in, so that the small eigenvalues of
-columns of very different scale survive; and on one thread, since threads of a BLAS that wait for each other on a busy
-machine cost far more than they ever gain. Where only leading vectors are asked for, the matrix is made tridiagonal
-once, which gives all eigenvalues and those vectors. Of traced matrices by ``jnp.linalg.eigh`` in their own precision,
-with a first derivative that stays finite and right where eigenvalues are equal; second ones want them apart.
+Of concrete matrices by LAPACK in double precision, whatever the matrix comes in; and on one thread, since threads of a
+BLAS that wait for each other on a busy machine cost far more than they ever gain. Where only leading vectors are asked
+for, the matrix is made tridiagonal once, which gives all eigenvalues and those vectors. Each is off by rounding units
+of the largest. Where columns of very different scale would lose the small ones to that, and what is left beside the
+leading ones is asked for, Jacobi's rotations keep them. Of traced matrices by ``jnp.linalg.eigh`` in their own
+precision, with a first derivative that stays finite and right where eigenvalues are equal; second ones want them apart.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _AS_LARGE = 0.999
 # one. Both go with the root of their number.
 _ROUNDING = 6.0
 _TIED = 4.0
+# The digits that what is left has at least, and the ratio of variances from which on columns differ in scale.
+_DIGITS = 1e-8
+_SCALES = 1e6
 
 
 class Decomposition(NamedTuple):
@@ -111,15 +115,20 @@ def _on_host(matrix: np.ndarray, units: int, noise: float | None) -> tuple[np.nd
     if not len(varies):
         return values, vectors
     inner = matrix if len(varies) == d else matrix[np.ix_(varies, varies)]
+    graded = False
     with one_thread():
         found, basis = _lapack(inner, min(units, len(varies)))
-        if noise is not None and found[-1] <= _ROUNDING * d**0.5 * noise * np.max(np.diagonal(inner)):
-            found, basis = _lapack(inner, len(varies))
-            found = np.where(found > _made_by(noise, np.diagonal(inner), basis), found, 0.0)
+        if noise is not None:
+            variance = np.diagonal(inner)
+            graded = _loses_what_is_left(found, variance, units)
+            if graded or found[-1] <= _ROUNDING * d**0.5 * noise * np.max(variance):
+                found, basis = _jacobi(inner) if graded else _lapack(inner, len(varies))
+                found = np.where(found > _made_by(noise, variance, basis), found, 0.0)
+    if not graded:  # LAPACK itself leaves a few units of the largest in every one
+        found = np.where(found > d * np.finfo(np.float64).eps * found[0], found, 0.0)
     basis = basis[:, :units]
     known = basis.shape[1]
-    # LAPACK itself leaves a few units of the largest in every one.
-    values[: len(varies)] = np.where(found > d * np.finfo(np.float64).eps * found[0], found, 0.0)
+    values[: len(varies)] = found
     vectors[:, :known] = 0.0
     vectors[varies, :known] = basis * signs(basis)
     if known < units:  # the rest is any basis of the columns that do not vary
@@ -148,6 +157,37 @@ def _lapack(matrix: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
                 return values[::-1], vectors
     values, vectors = eigh(matrix, driver="evd", check_finite=False)
     return values[::-1], vectors[:, ::-1]
+
+
+def _loses_what_is_left(values: np.ndarray, variance: np.ndarray, units: int) -> bool:
+    """Whether rounding of the largest eigenvalue hides those beyond the leading ones, of columns of unlike scales."""
+    left = values[units:].sum() if units < len(values) else values[-1]
+    hidden = left < len(values) * np.finfo(np.float64).eps / _DIGITS * values[0]
+    return bool(hidden and variance.max() > _SCALES * variance.min())
+
+
+def _jacobi(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All eigenvalues and vectors of D A D, D the scales of the columns, each to the digits that A has of its own.
+
+    They are the squares of singular values of D L, L L' = A, by one-sided Jacobi rotations.
+
+    Source: Drmac and Veselic (2008), "New fast and accurate Jacobi SVD algorithm".
+    """
+    from scipy.linalg import get_lapack_funcs
+
+    d, scale = len(matrix), np.sqrt(np.diagonal(matrix))
+    cholesky, rotations = get_lapack_funcs(("pstrf", "gejsv"), (matrix,))
+    rounding = _ROUNDING * d * float(np.finfo(np.float64).eps)
+    factor, order, rank, _ = cholesky(matrix / scale[:, None] / scale, tol=rounding, lower=1)
+    rows = np.empty((d, rank))
+    rows[order - 1] = np.tril(factor)[:, :rank]
+    jobs = {"joba": 2, "jobu": 1, "jobv": 3}  # rows of any scale, all left vectors, no right ones
+    found, vectors, _, scaling, _, failed = rotations(scale[:, None] * rows, **jobs)
+    if failed:
+        raise np.linalg.LinAlgError(f"Jacobi's rotations did not converge for {d} columns")
+    values = np.zeros(d)
+    values[:rank] = (found * (scaling[0] / scaling[1])) ** 2
+    return values, vectors
 
 
 def one_thread() -> Any:

@@ -42,6 +42,12 @@ def refuse_empty(entries: Any, column_names: tuple[str, ...] | None, name: str =
         raise ValueError(f"{name}: expected an entry in every column, got none at {where}")
 
 
+def refuse_weightless(total: Any) -> None:
+    """Raise where the weights of the rows sum to what the precision in use cannot hold."""
+    if not np.isfinite(total) or float(total) <= 0:
+        raise ValueError(f"weight: expected a sum that {np.asarray(total).dtype} can hold, got {float(total):g}")
+
+
 def refuse_entry(
     rows: Rows, family: Family | None, first_row: int, name: str, column_names: tuple[str, ...] | None
 ) -> None:

@@ -23,7 +23,7 @@ from glmvae.ascent import best_posterior
 from glmvae.elbo import affine_posterior, elbo_exact
 from glmvae.elbo.decoding import Decoder, decoded, decoder_arguments, per_row_of
 from glmvae.elbo.sampling import draw, log_prob_of, over_draws, rows_of, sampler
-from glmvae.model import Objective, as_model
+from glmvae.model import Objective, as_model, require_density
 from glmvae.rows import Rows
 from glmvae.sources import as_source
 from glmvae.variational import Posterior, as_posterior, one_a_row
@@ -162,7 +162,7 @@ def _estimate(
 def _without_beta(model: Any) -> Any:
     if callable(model) and not hasattr(model, "model"):
         raise TypeError("objective: a decoder that is no affine model needs one, and a posterior; got None")
-    return as_model(model).with_beta(1.0)
+    return require_density(as_model(model)).with_beta(1.0)
 
 
 @jax.jit
@@ -172,7 +172,7 @@ def _standard_error(size: Array, num_samples: int) -> Array:
 
 
 def _tell_of_few(size: Array, num_samples: int) -> None:
-    if not _checks.concrete(size) or num_samples < _FEW:
+    if not _checks.concrete(size) or num_samples <= _FEW:  # nor could they
         return
     few = np.asarray(size) < _FEW
     if few.any():

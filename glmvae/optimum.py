@@ -30,8 +30,9 @@ from glmvae.spectral import Spectrum, spectrum_of
 from glmvae.statistics import Moments, as_moments
 from glmvae.statistics.residuals import is_bounded
 
-# What part of a dispersion rounding may make up without a word.
+# What part of a dispersion rounding may make up without a word; how many nats of L-hat, and what part of it.
 _UNCERTAIN = 0.1
+_SHARE = 1e-3
 
 
 class AffineOptimum(NamedTuple):
@@ -247,19 +248,22 @@ def _optimum(spectrum: Spectrum, latent_dim: int, beta: Array, dispersion: Array
 
 def _warn_of_rounding(spectrum: Spectrum, found: Solution) -> None:
     """Single precision does not tell what is left of the data from 0 where their columns are large beside it."""
-    known = spectrum.dispersion is not None or spectrum.values.dtype != np.float32
-    if known or not _checks.concrete((spectrum, found)):
+    if not _checks.concrete((spectrum, found)) or spectrum.values.dtype != np.float32:
         return
     values, vectors = np.asarray(spectrum.values), np.asarray(spectrum.vectors)
     active = int(np.count_nonzero(np.diagonal(np.asarray(found.covariance)) < 1))
-    left = float(values[active:].sum() + np.asarray(spectrum.rest))
     variance = np.diagonal(np.asarray(spectrum.moments.covariance)) * np.asarray(spectrum.scale) ** 2
     noise = noise_beside(variance, vectors[:, :active], np.finfo(values.dtype).eps)
-    if noise > _UNCERTAIN * left:
-        what = f"be off by {noise / left:.0%}" if left > 0 else "not be 0, nor L-hat infinite"
+    if spectrum.dispersion is None:
+        left = float(values[active:].sum() + np.asarray(spectrum.rest))
+        off = f"be off by {noise / left:.0%}" if left > 0 else "not be 0, nor L-hat infinite"
+        what = f"the dispersion, {float(found.dispersion):.3g}, may {off}" if noise > _UNCERTAIN * left else ""
+    else:  # L-hat has half of what is left
+        least = max(_UNCERTAIN, _SHARE * abs(float(found.elbo)))
+        what = f"L-hat may be off by {0.5 * noise:.2g} nats" if 0.5 * noise > least else ""
+    if what:
         warnings.warn(
-            f"fit: the dispersion, {float(found.dispersion):.3g}, may {what}: {values.dtype} does not tell what is "
-            f"left of the data beside {_checks.counted(active, 'latent unit')} from rounding; take fewer, or enable "
-            "jax_enable_x64",
+            f"fit: {what}: {values.dtype} does not tell what is left of the data beside "
+            f"{_checks.counted(active, 'latent unit')} from rounding; take fewer, or enable jax_enable_x64",
             stacklevel=4,
         )

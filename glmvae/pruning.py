@@ -106,9 +106,7 @@ def activity_path(
     data = _data(x, family)
     columns, dtype = data.mean.shape[0], data.mean.dtype
     latent_dim = _settings.latent_dim(latent_dim, columns, least=0)
-    if np.ndim(betas) != 1 or not np.size(betas):
-        raise ValueError(f"betas: expected a vector, got shape {np.shape(betas)}")
-    grid = _settings.positive(_checks.array(betas, "betas"), "betas", vector=True, dtype=dtype)
+    grid = _settings.positive_vector(betas, "betas", dtype)
     found = spectrum_of(data, family, dispersion, expand_at, 1)
     with as_concrete((found, grid)):
         path = _path(found, latent_dim, grid)

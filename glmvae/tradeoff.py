@@ -141,9 +141,7 @@ def rate_distortion(
             as_source(source, like=optimum)
     data = as_moments(x if source is None else source, family)
     latent_dim = _settings.latent_dim(latent_dim, data.mean.shape[0], least=0)
-    if np.ndim(betas) != 1 or not np.size(betas):
-        raise ValueError(f"betas: expected a vector, got shape {np.shape(betas)}")
-    grid = _settings.positive(_checks.array(betas, "betas"), "betas", vector=True, dtype=data.mean.dtype)
+    grid = _settings.positive_vector(betas, "betas", data.mean.dtype)
     found = spectrum_of(data, family, dispersion, expand_at, max(latent_dim, 1))
     points = [solve(found, latent_dim, beta) for beta in grid]
     numpy: Any = np if _checks.concrete((points, grid)) else jnp

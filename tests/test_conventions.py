@@ -186,6 +186,7 @@ def test_the_active_units_it_implies_for_binary_data(dtype):
         ({"reduction": "mean"}, ValueError, 'columns: expected an integer where reduction is "mean", got None'),
         ({"reduction": "mean", "columns": 0}, ValueError, "columns: expected an integer of at least 1, got 0"),
         ({"reduction": "mean", "columns": 2.0}, TypeError, "columns: expected an integer, got 2.0"),
+        ({"columns": 3, "data": np.eye(4), "latent_dim": 1}, ValueError, "columns: expected 4, .* or None, got 3"),
         ({"kl_reduction": "mean"}, ValueError, "latent_dim: expected an integer where kl_reduction"),
         ({"reduction": "sum"}, ValueError, "batch_size: expected an integer where one reduction is a sum, got None"),
         ({"kl_reduction": "sum"}, ValueError, "batch_size: expected an integer where one reduction is a sum, got None"),

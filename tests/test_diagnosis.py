@@ -410,10 +410,25 @@ def test_the_report_reads_well(dtype):
     assert "remedy a smaller beta; beta from" in joined
     assert "keeps 1 by the null model's rule" in joined
     assert "5 more not reached by any unit (0, 1, 3, 4, ...)" in joined
-    none = str(diagnose(binary(dtype), Bernoulli(), 0))
-    assert "0 latent units" in none
+    for refinement in (None, "exact"):
+        none = " ".join(str(diagnose(binary(dtype), Bernoulli(), 0, refine=refinement)).split())
+        assert "0 latent units" in none
+        assert "collapsed (exact), as of all decoders without a latent unit" in none
     few = " ".join(str(diagnose(binary(dtype), Bernoulli(), 1, beta=0.5)).split())
     assert "all units are used; latent_dim=" in few
+
+
+def test_one_binary_column_is_collapsed_at_its_onset_which_is_1(dtype):
+    above = 0
+    for seed in range(20):
+        x = (np.random.default_rng(seed).random((20 + seed, 1)) < 0.3).astype(dtype)
+        report = diagnose(x, Bernoulli(), 1)
+        above += int(report.collapse_onset > 1)  # by rounding
+        assert report.collapsed
+        assert report.null_active_units == 0
+        assert "reached: at 1 it is stable" in " ".join(str(report).split())
+    assert above  # the control: some would not be without a margin
+    assert not diagnose(x, Bernoulli(), 1, beta=0.999).collapsed
 
 
 def test_it_passes_through_transformations(dtype):

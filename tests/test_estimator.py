@@ -270,6 +270,8 @@ def fitting(x=GAUSSIAN, brought=(), **parameters):
 def test_a_bad_argument_is_named():
     fitted, table = AffineVAE(K).fit(GAUSSIAN), TABLE.assign(town="Oslo")
     negative = TABLE[["visits"]].assign(visits=-1)
+    counted = AffineVAE(1, family="binomial").fit(BINARY, trials=np.ones(BINARY.shape, int))
+    flat = AffineVAE(3).fit(SCORES @ np.ones((2, 5)))
     all_refused(
         [
             (fitting(n_components=6), ValueError, "^n_components: .* 5, got 6"),
@@ -326,11 +328,14 @@ def test_a_bad_argument_is_named():
             (fitting(COUNTS, {"offset": OFFSET}, family="poisson"), ValueError, "^offset|^x: "),
             (fitting(brought={"offset": OFFSET[:3]}), ValueError, "^offset"),
             (fitting(brought={"covariates": OFFSET}), ValueError, "^covariates"),
-            (fitting(BINARY, family="binomial"), ValueError, "trials"),
+            (fitting(BINARY, family="binomial"), ValueError, "^trials: expected .*, got None"),
             (lambda: fitted.transform(GAUSSIAN, covariates=np.ones((N, 1))), ValueError, "^covariates"),
             (lambda: fitted.inverse_transform(GAUSSIAN), ValueError, "^X: expected 2 columns, one a component"),
             (lambda: fitted.sample(0), ValueError, "^n_samples"),
-            (lambda: AffineVAE(3).fit(SCORES @ np.ones((2, 5))).score(GAUSSIAN), ValueError, "^dispersion: .*got 0"),
+            (lambda: counted.transform(BINARY), ValueError, "^trials: expected .*, got None"),
+            (lambda: counted.inverse_transform(np.zeros((2, 1))), ValueError, "^trials: expected .*, got None"),
+            (lambda: counted.sample(2), ValueError, "^trials: expected .*, got None"),
+            (lambda: flat.score(GAUSSIAN), ValueError, "^optimum_: its dispersion is 0"),
         ]
     )
 

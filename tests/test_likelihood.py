@@ -182,6 +182,9 @@ def test_few_draws_with_all_the_weight_are_told(dtype):
     assert np.all((size >= 1) & (size <= 100))
     with pytest.warns(UserWarning, match=r"rest on fewer than 10 of 100 draws \(row"):
         value, error = log_likelihood(KEY, model, x, num_samples=100, posterior=far)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of 10 draws none can rest on more
+        log_likelihood(KEY, model, x, num_samples=10)
     weights = 1 / (1 + 99 * error.astype(float) ** 2)  # the delta method read backwards
     np.testing.assert_allclose(100 * weights, size, rtol=1e-3)
     assert np.all(np.isfinite(value))

@@ -82,6 +82,21 @@ def test_rank_deficient_and_fewer_rows_than_columns(name, rows, columns, dtype):
         np.testing.assert_allclose(loadings @ loadings.T, r.loadings @ r.loadings.T, **near)
 
 
+@pytest.mark.any_precision
+def test_single_precision_is_told_of_where_the_value_lost_its_digits():
+    """With a dispersion that is given too: what is left beside the units is in L-hat."""
+    rng = np.random.default_rng(0)
+    strong, weak = rng.normal(size=(200, 2)) @ rng.normal(size=(2, 5)), rng.normal(size=(200, 5))
+    for scale, lost in ((1e2, False), (1e4, True)):
+        x = (scale * strong + weak).astype("float32")
+        told = pytest.warns(UserWarning, match="fit: L-hat may be off by .* nats: float32 does not tell")
+        with told if lost else contextlib.nullcontext():
+            single = fit(x, Gaussian(), 2, dispersion=1.0)
+        with jax.enable_x64(True):
+            double = fit(x.astype(float), Gaussian(), 2, dispersion=1.0)
+        assert (abs(single.elbo_taylor - double.elbo_taylor) > 0.1) == lost
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("beta", [0.5, 1.0, 1.3])
 def test_gaussian_data_that_fill_at_most_latent_dim_dimensions(rank, beta, dtype):

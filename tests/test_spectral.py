@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
 from dense_reference import MODELS, best_gaussian_dispersion, draw, gaussian_profile, searched_gaussian_dispersion
@@ -104,6 +105,38 @@ def test_noise_of_the_entries_is_no_signal():
     graded[0, 2] = graded[2, 0] = 1e4
     values = np.asarray(decomposed(graded, noise=float(np.finfo("float32").eps)).values)
     np.testing.assert_allclose(values, np.linalg.eigvalsh(graded.astype(float))[::-1], rtol=1e-5)
+
+
+@pytest.mark.any_precision
+@pytest.mark.parametrize("scales", [(1.0, 1e8, 1.0, 1e4), 10.0 ** np.linspace(-8, 8, 8), (1.0, 1e5, 1e5, 3.0)])
+def test_small_eigenvalues_beside_columns_of_far_larger_scale(scales):
+    """To the digits of the correlations, against 50-digit mpmath; LAPACK's are off by rounding units of the largest."""
+    x = np.random.default_rng(1).normal(size=(200, len(scales))) * scales
+    matrix, eps = np.cov(x, rowvar=False, bias=True), np.finfo(float).eps
+    with mp.workdps(50):
+        exact = sorted((float(v) for v in mp.eigsy(mp.matrix(matrix.tolist()), eigvals_only=True)), reverse=True)
+    with jax.enable_x64(True):
+        found, plain = (jax.tree.map(np.asarray, decomposed(matrix, 2, noise=noise)) for noise in (eps, None))
+    np.testing.assert_allclose(found.values, exact, rtol=1e-13)
+    np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(found.vectors.shape[1]), atol=1e-14)
+    assert np.max(np.abs(plain.values / exact - 1)) > 1e-8  # the control
+    dependent = np.column_stack([x, x[:, :1] + x[:, -1:]])  # and what is no dimension of its own is none here
+    with jax.enable_x64(True):
+        last = decomposed(np.cov(dependent, rowvar=False, bias=True), len(scales), noise=eps).values[-1]
+    assert last == 0
+
+
+@pytest.mark.any_precision
+def test_the_dispersion_beside_columns_of_far_larger_scale():
+    x = np.random.default_rng(0).normal(size=(300, 4)) * [1e8, 1e4, 1.0, 1.0]
+    with jax.enable_x64(True):
+        optimum = fit(x, Gaussian(), 2)
+        elbo = jnp.mean(elbo_exact(optimum, x, posterior(optimum, x)))
+    with mp.workdps(50):
+        rows = mp.matrix((x - x.mean(axis=0)).tolist())
+        exact = sorted(float(v) for v in mp.eigsy(rows.T * rows / len(x), eigvals_only=True))
+    np.testing.assert_allclose(optimum.dispersion, np.mean(exact[:2]), rtol=1e-12)
+    np.testing.assert_allclose(optimum.elbo_taylor, elbo, rtol=1e-12)
 
 
 # The spectrum ----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 
 from glmvae import _checks, _settings
@@ -34,8 +35,9 @@ from glmvae.tangents import require_tangent
 _BOUNDS = {"exact": exact_pass, "entry": entry_pass}
 # Times the tolerance: what may be left to gain, by its own prediction, when an ascent that stopped is not told of.
 _FAR = 1e4
-# Rounding units of a column within which all noise is rounding.
+# Rounding units of a column within which all noise is rounding; and by which a mean of ELBOs may be off.
 _LEFT = 8
+_OF_ELBO = 8
 
 
 def refine(
@@ -214,10 +216,11 @@ def _refined(
     _tell_if_stuck(climb)
     final, posterior, strength = principal_axes(state, store)
     value = jax.device_put(np.asarray(state.elbo, decoder.loadings.dtype))
-    exact = value
+    exact, bound = value, None
     reached = float(state.sums.elbo) / float(state.sums.num_rows)
     if method == "entry":
         exact = mean_elbo(AffineModel(final, state.objective), problem.source, posterior)
+        bound = _below(exact, value, state.elbo - reached)
         reached += float(exact) - state.elbo
     encoder = best_encoder(problem.source, final, state.objective, posterior, reached) if plain else None
     return RefinedOptimum(
@@ -225,12 +228,21 @@ def _refined(
         encoder=encoder,
         eigenvalues=jax.device_put(np.asarray(float(state.objective.beta) + strength, decoder.loadings.dtype)),
         elbo=exact,
-        lower_bound=value if method == "entry" else None,
+        lower_bound=bound,
         posterior=posterior,
         history=jax.device_put(np.asarray(climb.history, decoder.loadings.dtype)),
         converged=jax.device_put(climb.converged),
         dispersion_estimated=jax.device_put(problem.free_dispersion),
     )
+
+
+def _below(exact: Array, bound: Array, constant: float) -> Array:
+    """The bound less what rounding may have added, to the ELBO too, of which ``constant`` depends on x alone.
+
+    The bound is a difference of terms that grow as the trials do; the ELBO is not, and is above it.
+    """
+    elbo, eps = float(exact), float(np.finfo(exact.dtype).eps)
+    return min(bound, exact, key=float) - _OF_ELBO * eps * (abs(elbo - constant) + abs(constant))
 
 
 def _refuse_without_noise(phi: np.ndarray, state: State, column_names: ColumnNames | None) -> None:

@@ -26,7 +26,7 @@ from glmvae.ascent.climb import Climb, Problem, State, at_decoder
 from glmvae.ascent.passes import exact_pass
 from glmvae.ascent.row_posteriors import PosteriorStore, prior_like
 from glmvae.blocks import total
-from glmvae.entries import refuse_empty
+from glmvae.entries import refuse_empty, refuse_weightless
 from glmvae.expansion import null_predictor, working_weight
 from glmvae.model import Affine, Objective, fixed_predictor
 from glmvae.rows import Rows, observed, row_sum, weighted_sum
@@ -57,10 +57,11 @@ def first_look(problem: Problem, objective: Objective, num_covariates: int) -> F
     """The first pass, which also checks the rows.
 
     Raises:
-        ValueError: values out of the support; a column without any entry.
+        ValueError: values out of the support; weights whose sum underflows or overflows; a column without any entry.
     """
     options: dict[str, Any] = {"family": objective.family, "num_covariates": num_covariates}
     (sums, entries, count, constant), level = total(_look, problem.source, objective, add=_looked, **options)
+    refuse_weightless(count)
     refuse_empty(entries, problem.source.column_names)
     mean = jax.device_put(np.asarray(sums) / np.asarray(entries))
     level = np.zeros(mean.shape, mean.dtype) if level is None else np.asarray(level) - np.log(np.asarray(entries))

@@ -134,7 +134,10 @@ def loss_convention(
         if latent_dim is None:
             raise ValueError("latent_dim: expected an integer where data are given, got None")
         data = data if isinstance(data, Moments) else as_source(data, "data")
-        columns = data.mean.shape[0] if isinstance(data, Moments) else data.num_columns
+        width = data.mean.shape[0] if isinstance(data, Moments) else data.num_columns
+        if columns not in (None, width):
+            raise ValueError(f"columns: expected {width}, the number the data have, or None, got {columns}")
+        columns = width
     summed = reduction == kl_reduction == "sum"
     counts = {"columns": columns, "latent_dim": latent_dim, "batch_size": batch_size}
     a = float(reconstruction_weight) * _factor(reduction, "reduction", "columns", counts, summed)

@@ -190,7 +190,7 @@ def _diagnosis(
     active, explained = activity(at_null), _explained(null, at_null)
     refined_units = None
     if refined is not None:
-        refined_units = _count(np.asarray(refined.eigenvalues)[:latent_dim] > float(refined.beta))
+        refined_units = _units_of(refined)
     return Diagnosis(
         rows=null.rows,
         beta=at_null.beta,
@@ -200,7 +200,7 @@ def _diagnosis(
         activity=None,
         null_activity=active,
         active_units=None,
-        null_active_units=_count(np.asarray(active) > 0),
+        null_active_units=_units_of(at_null),
         refined_active_units=refined_units,
         correlation_eigenvalues=shared.values,
         noise_edge=_in_precision(edge, dtype),
@@ -227,7 +227,7 @@ def _with_paper_rule(found: Diagnosis, zero: Spectrum | None, at_zero: AffineOpt
     return found._replace(
         eigenvalues=at_zero.eigenvalues,
         activity=active,
-        active_units=_count(np.asarray(active) > 0),
+        active_units=_units_of(at_zero),
         beta_range=_in_precision(betas_leaving(zero, int(found.wanted_units), active.shape[0]), dtype),
     )
 
@@ -236,8 +236,10 @@ def _in_precision(values: Any, dtype: Any) -> Array:
     return jax.device_put(np.asarray(values).astype(dtype))
 
 
-def _count(mask: Any) -> Array:
-    return jax.device_put(int(np.sum(np.asarray(mask))))
+def _units_of(optimum: AffineOptimum | RefinedOptimum) -> Array:
+    """The number of its units that are active."""
+    above = above_rounding(np.asarray(optimum.eigenvalues)[: optimum.loadings.shape[1]], optimum.beta)
+    return jax.device_put(int(np.sum(above)))
 
 
 def _explained(null: NullModel, optimum: AffineOptimum) -> np.ndarray:

@@ -25,7 +25,7 @@ from glmvae.ascent import refine
 from glmvae.ascent.terms import exact_terms
 from glmvae.blocks import total
 from glmvae.decomposition import Decomposition, decomposed
-from glmvae.entries import refuse_empty
+from glmvae.entries import refuse_empty, refuse_weightless
 from glmvae.expansion import null_point
 from glmvae.families import Family
 from glmvae.model import Affine, AffineModel, Objective, fixed_predictor
@@ -123,6 +123,7 @@ def null_of_rows(source: Source, family: Family, dispersion: ArrayLike | None, u
     objective = Objective(family, dispersion=1.0 if phi is None else phi)
     decoder = _null_decoder(source, objective)
     sums = _summed(source, decoder, objective)
+    refuse_weightless(sums.rows)
     refuse_empty(sums.entries, source.column_names)
     shares = with_trials(family, jnp.ones((1, source.num_columns), source.dtype))
     boundary = _at_an_end(sums.low, sums.high, shares)

@@ -16,7 +16,7 @@ from glmvae._frames import ColumnNames
 
 _WIDTH = 118
 _INDENT = 19
-# Rounding units of an ELBO below which no gain can be seen.
+# Rounding units of an ELBO, or of an eigenvalue, below which no gain can be seen.
 _ROUNDING = 8
 #: What rows may bring beside x, in the order of ``Diagnosis.brought``.
 BROUGHT = ("offset", "covariates", "trials", "missing")
@@ -84,8 +84,8 @@ class Diagnosis(NamedTuple):
 
     @property
     def collapsed(self) -> Bool[Array, ""]:
-        """Whether beta has reached the onset of posterior collapse."""
-        return self.beta >= self.collapse_onset
+        """Whether beta has reached the onset of posterior collapse, up to rounding."""
+        return self.beta * (1 + _ROUNDING * jnp.finfo(self.beta.dtype).eps) >= self.collapse_onset
 
     @property
     def expected_units(self) -> Int[Array, ""]:
@@ -125,17 +125,17 @@ def _report(d: Diagnosis) -> str:
     return "\n".join([head, *(_wrapped(name, text) for name, text in lines)])
 
 
-def above_rounding(value: ArrayLike, other: Array) -> bool:
-    """Whether an ELBO exceeds another by more than rounding."""
-    gap, eps = float(np.asarray(value)) - float(other), np.finfo(np.asarray(other).dtype).eps
-    return gap > _ROUNDING * eps * abs(float(other))
+def above_rounding(value: ArrayLike, other: Array) -> np.ndarray:
+    """Whether ELBOs or eigenvalues exceed another by more than rounding."""
+    eps, least = np.finfo(np.asarray(other).dtype).eps, float(other)
+    return np.asarray(np.asarray(value, np.float64) - least > _ROUNDING * eps * abs(least))
 
 
 def remedies(d: Diagnosis) -> list[str]:
     """What to do, in words."""
     units, wanted = d.null_activity.shape[0], int(d.wanted_units)
     expected, above = int(d.expected_units), int(d.directions_above_noise)
-    worthwhile = int(np.sum(np.asarray(d.null_eigenvalues) > float(d.beta)))
+    worthwhile = int(np.sum(above_rounding(d.null_eigenvalues, d.beta)))
     if above == 0:
         return [
             "nothing stands above noise: the columns look independent of each other, and no latent unit is called for "
@@ -213,10 +213,14 @@ def _elbos(d: Diagnosis) -> str:
         where = "the refined optimum" if d.refined_active_units is not None else "the closed form"
         costs = f"it costs {least}{float(d.optimum_elbo) - float(d.collapse_elbo):.4g}"
         return f"{text}, {least}{float(d.optimum_elbo):.6g} at {where}: collapse is not inevitable, {costs}"
+    if not d.null_activity.shape[0]:
+        return f"{text}, as of all decoders without a latent unit"
     if bool(d.collapsed):
         further = "" if d.refined_active_units is not None else " (refine= looks further)"
         return f"{text}; no affine optimum above that is known at this beta{further}"
-    return f"{text}; an optimum is above that, since beta is below the onset: refine= tells by how much"
+    known = d.refined_active_units is not None
+    further = "not the refined one, a stationary point" if known else "refine= tells by how much"
+    return f"{text}; an optimum is above that, since beta is below the onset: {further}"
 
 
 def _ranges(d: Diagnosis) -> str:

@@ -22,6 +22,7 @@ from glmvae.estimator.incoming import FLOATS, beside, refuse_without_trials, row
 from glmvae.estimator.named_families import dispersion_of, is_never_negative
 from glmvae.jaakkola import tighten
 from glmvae.likelihood import log_likelihood
+from glmvae.model import require_density
 from glmvae.optimum import AffineOptimum, fit, posterior
 from glmvae.quadratics import least_squares
 from glmvae.refined import RefinedOptimum
@@ -157,7 +158,10 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         trials: Any = None,
         sample_weight: Any = None,
     ) -> AffineVAE:
-        """Fit to these rows and all before, by merged moments: one eigendecomposition a call, nothing forgotten."""
+        """Fit to these rows and all before, by merged moments: one eigendecomposition a call, nothing forgotten.
+
+        Every call fits, so the first rows have to tell the covariates apart already.
+        """
         first = getattr(self, "moments_", None) is None
         brought = {"offset": offset, "covariates": covariates, "trials": trials}
         rows = rows_to_fit(self, X, 1, first, sample_weight=sample_weight, **brought)
@@ -196,7 +200,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         z = _validation.check_array(X, dtype=FLOATS, input_name="X", ensure_min_features=0)
         if z.shape[1] != self._n_features_out:
             raise ValueError(f"X: expected {self._n_features_out} columns, one a component, got shape {z.shape}")
-        brought = beside(self, offset=offset, covariates=covariates, trials=trials)
+        brought = beside(self, self.family_, offset=offset, covariates=covariates, trials=trials)
         return np.asarray(mean_given(self.optimum_, z, **brought))
 
     def score_samples(self, X: Any, *, offset: Any = None, covariates: Any = None, trials: Any = None) -> np.ndarray:
@@ -205,7 +209,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         parts.check_words(self.method, self.scoring, self.dispersion)
         rows: Any = rows_to_ask(self, X, offset=offset, covariates=covariates, trials=trials)
         rows = as_source(rows, like=self.optimum_)
-        model = self.optimum_.model.with_beta(1.0)
+        model = require_density(self.optimum_.model, "optimum_").with_beta(1.0)
         if self.scoring == "elbo":
             return np.asarray(elbo_exact(model, rows, best_posterior(model, rows)))
         return np.asarray(log_likelihood(self._key(self.random_state), model, rows, num_samples=self.num_samples)[0])
@@ -239,7 +243,7 @@ class AffineVAE(_base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _
         n_samples = _settings.integer(n_samples, "n_samples")
         of_z, of_x = jax.random.split(self._key(random_state))
         z = jax.random.normal(of_z, (n_samples, self._n_features_out), self.components_.dtype)
-        brought = beside(self, offset=offset, covariates=covariates, trials=trials)
+        brought = beside(self, self.family_, offset=offset, covariates=covariates, trials=trials)
         return np.asarray(sample_given(of_x, self.optimum_, z, **brought))
 
     @property

@@ -38,7 +38,7 @@ def rows_to_fit(estimator: Any, X: Any, least: int, reset: bool, **brought: Any)
     check_words(estimator.method, estimator.scoring, estimator.dispersion)
     x, names = _table(estimator, X, least, reset)
     family = family_of(estimator.family, x.shape[1], names)
-    rows = _rows(estimator, x, names, reset, **brought)
+    rows = _rows(estimator, family, x, names, reset, **brought)
     _settings.latent_dim(estimator.n_components, rows.num_columns, "n_components", least=0)
     if estimator.method != "exact":
         refuse_without_trials(rows)
@@ -50,11 +50,17 @@ def rows_to_fit(estimator: Any, X: Any, least: int, reset: bool, **brought: Any)
 
 def rows_to_ask(estimator: Any, X: Any, **brought: Any) -> Any:
     """The rows that a fitted estimator is asked about: the columns of the fit, by name where both have names."""
-    return _rows(estimator, *_table(estimator, X, 1, False), False, **brought)
+    return _rows(estimator, estimator.family_, *_table(estimator, X, 1, False), False, **brought)
 
 
-def beside(estimator: Any, reset: bool = False, **brought: Any) -> dict[str, Any]:
-    """What goes beside X, once its names are held to those of X and of the fit's covariates."""
+def beside(estimator: Any, family: Family, reset: bool = False, **brought: Any) -> dict[str, Any]:
+    """What goes beside X, once its names are held to those of X and of the fit's covariates.
+
+    Raises:
+        ValueError: other names; no trials where the family has them from the rows.
+    """
+    if family.needs_trials and brought["trials"] is None:
+        raise ValueError(f"trials: expected a number of trials an entry, which {family!r} has from the rows, got None")
     for name in ("offset", "trials"):
         refuse_moved(brought[name], getattr(estimator, "feature_names_in_", None), name, "of X")
     names = _frames.names_of(brought["covariates"])
@@ -73,6 +79,7 @@ def _table(estimator: Any, X: Any, least: int, reset: bool) -> tuple[np.ndarray,
 
 def _rows(
     estimator: Any,
+    family: Family,
     x: np.ndarray,
     names: _frames.ColumnNames | None,
     reset: bool,
@@ -87,7 +94,7 @@ def _rows(
         _check_not_negative(x, names)
     if sample_weight is not None:
         sample_weight = weights_of(sample_weight, x)
-    brought = beside(estimator, reset, **brought)
+    brought = beside(estimator, family, reset, **brought)
     rows = Rows(x, weight=sample_weight, missing=missing, **brought)
     return named(rows, names, rows.covariate_names)
 

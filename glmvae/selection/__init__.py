@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from glmvae import _checks, _settings
+from glmvae import _settings
 from glmvae._frames import names_for
 from glmvae._progress import bar
 from glmvae.ascent import refine
@@ -166,9 +166,7 @@ class _Grid:
         units = [_settings.latent_dim(k, source.num_columns, "latent_dims", least=0) for k in latent_dims]
         if not units:
             raise ValueError("latent_dims: expected at least one number")
-        if np.ndim(betas) != 1 or not np.size(betas):
-            raise ValueError(f"betas: expected a vector, got shape {np.shape(betas)}")
-        _settings.positive(_checks.array(betas, "betas"), "betas", vector=True)
+        _settings.positive_vector(betas, "betas")
         values = np.asarray(betas, np.float64)
         self.points = [Choice(k, beta) for k in sorted({*units}) for beta in sorted({*values.tolist()})]
         self.most = max(units)
@@ -218,8 +216,8 @@ def _from_spectrum(
         optimum = optimum_at(spectrum, point.latent_dim, beta=point.beta)
         if not np.all(np.asarray(optimum.dispersion) > 0):
             raise ValueError(
-                f"dispersion: {point.latent_dim} units leave none to estimate (the data fill too few dimensions); "
-                "give one"
+                f"dispersion: latent_dim={point.latent_dim} leaves none to estimate (the data fill too few "
+                "dimensions); give one"
             )
         yield i, (tighten(optimum, data) if method == "tightened" else optimum).model
 

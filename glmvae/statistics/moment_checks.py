@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from glmvae import _checks, _settings
+from glmvae.entries import refuse_weightless
 from glmvae.families import Family
 from glmvae.families.checks import check_family
 
@@ -38,10 +39,7 @@ def check_held(data: Moments, low: Any, high: Any, column_names: tuple[str, ...]
     Raises:
         ValueError: the weights or the covariance overflow or underflow; it names the column.
     """
-    if not np.isfinite(data.count) or float(data.count) <= 0:
-        raise ValueError(
-            f"weight: expected a sum that {np.asarray(data.count).dtype} can hold, got {float(data.count):g}"
-        )
+    refuse_weightless(data.count)
     covariance = np.asarray(data.covariance)
     dtype, variance = covariance.dtype, np.diagonal(covariance)
     over = ~np.isfinite(covariance).all(axis=0)
