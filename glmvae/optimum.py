@@ -158,7 +158,9 @@ def fit(
     is the beta-ELBO for Gaussian, a lower bound of it for Bernoulli and binomial at ``"zero"``, otherwise an
     approximation. Gaussian data that fill at most ``latent_dim`` dimensions, and fewer than d / beta, have no finite
     optimum when the dispersion is estimated: the limit is returned, dispersion 0 and L-hat infinite. Where float32 does
-    not tell it from little noise it warns. Under ``jit`` bad values give NaN.
+    not tell it from little noise it warns, and where L-hat of a given dispersion loses its digits likewise. Under
+    ``jit`` bad values give NaN, nothing warns, and what is small beside columns of far larger scale has the digits of
+    the precision in use: float64 is for those.
 
     Cost: one pass over the data, O(N d^2), and one eigendecomposition, O(d^3); nothing of size N is kept.
 

@@ -188,7 +188,8 @@ def merge(a: Moments, b: Moments) -> Moments:
             others.
         TypeError: an argument that is not Moments.
 
-    Exactness: exact up to rounding, in any order.
+    Exactness: exact up to rounding, in any order; the means that are merged are rounded already, which columns feel
+    that spread over few rounding units of their mean.
 
     Example:
         >>> from glmvae import merge, moments
