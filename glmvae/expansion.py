@@ -28,7 +28,7 @@ from glmvae.blocks import per_row, total
 from glmvae.families import Family
 from glmvae.families.calculus import half_spread
 from glmvae.families.checks import check_columns, check_family
-from glmvae.rows import Rows, observed
+from glmvae.rows import Rows, observed, weighted_sum
 from glmvae.sources import Source, as_source
 from glmvae.statistics.moment_checks import in_precision
 from glmvae.statistics.residuals import with_trials
@@ -195,13 +195,11 @@ def null_point(source: Source, family: Family, num_covariates: int | None = None
 
 def _column_sums(rows: Rows, _: None) -> tuple[tuple[Array, Array, Array], None]:
     """Of x, of its trials and of the weights, over what was observed."""
-    weight = rows.weight[:, None]
 
-    def column_sum(values: Any) -> Array:
-        kept = observed(rows, jnp.broadcast_to(values, rows.x.shape))
-        return jnp.sum(jnp.where(weight > 0, weight * kept, 0.0), axis=0)
+    def summed(values: Any) -> Array:
+        return weighted_sum(rows, observed(rows, jnp.broadcast_to(values, rows.x.shape)))
 
-    return (column_sum(rows.x), column_sum(1.0 if rows.trials is None else rows.trials), column_sum(1.0)), None
+    return (summed(rows.x), summed(1.0 if rows.trials is None else rows.trials), summed(1.0)), None
 
 
 @jax.jit

@@ -172,7 +172,7 @@ def _standard_error(size: Array, num_samples: int) -> Array:
 
 
 def _tell_of_few(size: Array, num_samples: int) -> None:
-    if not _checks.concrete(size) or num_samples <= _FEW:  # nor could they
+    if not _checks.concrete(size) or num_samples <= _FEW:  # on more no row can rest
         return
     few = np.asarray(size) < _FEW
     if few.any():

@@ -26,7 +26,7 @@ from glmvae.model import Affine, AffineModel, Objective, unchecked
 from glmvae.rows import Brought
 from glmvae.solution import Solution, solve
 from glmvae.sources import as_source, brought_by
-from glmvae.spectral import Spectrum, spectrum_of, whitening
+from glmvae.spectral import Spectrum, spectrum_of, whitening_on_host
 from glmvae.statistics import Moments, as_moments
 from glmvae.statistics.residuals import is_bounded
 
@@ -254,9 +254,7 @@ def _warn_of_rounding(spectrum: Spectrum, found: Solution) -> None:
         return
     values, vectors = np.asarray(spectrum.values), np.asarray(spectrum.vectors)
     active = int(np.count_nonzero(np.diagonal(np.asarray(found.covariance)) < 1))
-    parts = spectrum.quadratic.weight, spectrum.quadratic.slope
-    scale = whitening(*(np.asarray(part, np.float64) for part in parts))  # of NumPy's arrays, which compile nothing
-    variance = np.diagonal(np.asarray(spectrum.moments.covariance)) * scale**2
+    variance = np.diagonal(np.asarray(spectrum.moments.covariance)) * whitening_on_host(spectrum.quadratic) ** 2
     noise = noise_beside(variance, vectors[:, :active], np.finfo(values.dtype).eps)
     if spectrum.dispersion is None:
         left = float(values[active:].sum() + np.asarray(spectrum.rest))

@@ -32,7 +32,8 @@ class RefinedOptimum(NamedTuple):
         eigenvalues: of the whitened covariance, all d, of ``tighten``; otherwise beta plus the eigenvalues of
             W' diag(w) W with w the weights averaged over the rows, (kappa,). A unit is active where they exceed beta.
         elbo: the exact beta-ELBO, nats per row, mean over the data; None from moments alone.
-        lower_bound: a certified lower bound of it, nats per row; None where the objective is no bound.
+        lower_bound: a certified lower bound of it, nats per row: what ``history`` ends with, less what rounding may
+            have added; None where the objective is no bound.
         posterior: of the rows, those of weight 0 as far as the rounds for the others took them (``best_posterior``
             takes them to the end); None from ``tighten``.
         history: the objective at the start and after every round, (rounds + 1,).

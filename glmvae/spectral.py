@@ -101,6 +101,11 @@ def whitening(weight: Any, slope: Any) -> Any:
 _scale = jax.jit(whitening)
 
 
+def whitening_on_host(quadratic: Quadratic) -> np.ndarray:
+    """:func:`whitening` of a concrete quadratic, (d,), in double precision; it compiles nothing."""
+    return whitening(*(np.asarray(part, np.float64) for part in (quadratic.weight, quadratic.slope)))
+
+
 def spectrum(
     moments: Any, family: Family, *, dispersion: ArrayLike | None = None, expand_at: ArrayLike | str = "zero"
 ) -> Spectrum:

@@ -97,7 +97,7 @@ def loss_convention(
             mean over the batch, ``"mean"`` over both.
         kl_reduction: of the KL divergence, the same with latent units for columns.
         reconstruction_weight, kl_weight: factors on the two, positive.
-        columns: d, needed for ``reduction="mean"``; that of the data where they are given.
+        columns: d, needed for ``reduction="mean"``; where data are given it may be left out.
         latent_dim: kappa, needed for ``kl_reduction="mean"`` and with data.
         batch_size: rows of a batch, needed where one reduction is ``"sum"`` and the other is not.
         family: for ``"nll"`` only.
@@ -110,8 +110,8 @@ def loss_convention(
         :class:`LossConvention`; its ``diagnosis`` has the number of active units.
 
     Raises:
-        ValueError: an unknown word, a weight or dispersion that is not positive, a count that is missing or below 1,
-            a family or dispersion that the reconstruction does not take or lacks; bad data as
+        ValueError: an unknown word, a weight or dispersion that is not positive, a count that is missing, below 1 or
+            not that of the data, a family or dispersion that the reconstruction does not take or lacks; bad data as
             :func:`~glmvae.diagnosis.diagnose`.
         TypeError: arguments that are not numbers.
 

@@ -164,7 +164,7 @@ def _optimum_elbo(
     bound = None
     if at_zero is not None and all(is_bounded(family.of_column(j)) for j in range(family.columns or 1)):
         bound = at_zero.elbo_taylor
-        if above_rounding(bound, null.elbo):
+        if above_rounding(np.asarray(bound), np.asarray(null.elbo)):
             return bound, True
     if not plain or source is None or source.passes == 1:
         return bound, bound is not None
@@ -238,8 +238,8 @@ def _in_precision(values: Any, dtype: Any) -> Array:
 
 def _units_of(optimum: AffineOptimum | RefinedOptimum) -> Array:
     """The number of its units that are active."""
-    above = above_rounding(np.asarray(optimum.eigenvalues)[: optimum.loadings.shape[1]], optimum.beta)
-    return jax.device_put(int(np.sum(above)))
+    values, beta = np.asarray(optimum.eigenvalues), np.asarray(optimum.beta)
+    return jax.device_put(int(np.sum(above_rounding(values[: optimum.loadings.shape[1]], beta))))
 
 
 def _explained(null: NullModel, optimum: AffineOptimum) -> np.ndarray:

@@ -34,7 +34,7 @@ from glmvae.pruning import onset_of
 from glmvae.quadratics import Quadratic, residual_covariance
 from glmvae.rows import Rows, row_sum
 from glmvae.sources import Source
-from glmvae.spectral import Spectrum, decomposed_spectrum, dispersion_of, spectrum_of, whitening
+from glmvae.spectral import Spectrum, decomposed_spectrum, dispersion_of, spectrum_of, whitening_on_host
 from glmvae.statistics import Moments
 from glmvae.statistics.residuals import with_trials
 
@@ -109,8 +109,7 @@ def correlations(null: NullModel) -> Decomposition:
 def whitened_variances(spectrum: Spectrum) -> np.ndarray:
     """The diagonal of the matrix that a spectrum decomposes, (d,)."""
     covariance = residual_covariance(spectrum.moments, spectrum.coefficients)
-    weight, slope = (np.asarray(a, np.float64) for a in (spectrum.quadratic.weight, spectrum.quadratic.slope))
-    return np.diagonal(np.asarray(covariance, np.float64)) * whitening(weight, slope) ** 2
+    return np.diagonal(np.asarray(covariance, np.float64)) * whitening_on_host(spectrum.quadratic) ** 2
 
 
 def null_of_rows(source: Source, family: Family, dispersion: ArrayLike | None, units: int) -> NullModel:
